@@ -1,0 +1,1 @@
+//! `cdnwarm demo`: the whole road on one machine.

@@ -1,0 +1,313 @@
+//! One URL with its options: the only way from a record's or message's bytes to something that may be warmed.
+//!
+//! [`WarmRequest::parse`] applies every rule that needs no network: the text, the URL, the host's spelling, the
+//! options. Which addresses and ports may be dialled is `warm::guard`'s to say. Next to read: `warm/mod.rs`.
+
+use std::fmt;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+use url::{Host, Url};
+
+/// The longest URL that is accepted, in bytes, after white space around it is removed.
+pub const MAX_URL_BYTES: usize = 16_384;
+
+/// One URL to warm, with the options that came beside it. Only [`WarmRequest::parse`] makes one.
+#[derive(Debug, Clone)]
+pub struct WarmRequest {
+    url: Url,
+    headers: HeaderMap,
+    regions: Option<Vec<String>>,
+    not_after: Option<Timestamp>,
+}
+
+/// Why some bytes and options are no [`WarmRequest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotARequest {
+    /// The data is no URL at all; whoever produced it made a mistake.
+    Malformed(String),
+    /// A URL that is never warmed, or an option that is not understood.
+    Refused(String),
+}
+
+impl WarmRequest {
+    /// Reads a record's value, or a message's data, and the options beside it.
+    ///
+    /// White space around the URL is removed; the rest must be UTF-8 of at most [`MAX_URL_BYTES`] without control
+    /// characters that parses, as the WHATWG URL standard says, to an absolute http or https URL. Of `options` only
+    /// names starting with `warm-` count; `bridge`'s own `warm-region-` marks are for subscription filters alone.
+    ///
+    /// # Errors
+    /// [`NotARequest::Malformed`] where the data is no such URL; [`NotARequest::Refused`] where it is one that holds
+    /// user info, a backslash or a host that no public name can have, and where an option is unknown or its value
+    /// does not parse. Reasons name the option, and never show user info.
+    pub fn parse<'a>(
+        data: &[u8],
+        options: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, NotARequest> {
+        let mut request = Self {
+            url: parse_url(data)?,
+            headers: HeaderMap::new(),
+            regions: None,
+            not_after: None,
+        };
+        for (name, value) in options {
+            request.set_option(name, value)?;
+        }
+        Ok(request)
+    }
+
+    /// What to GET. The fragment, which is never sent, is already gone.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The request headers that were asked for with `warm-header-NAME` and `warm-range`.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Why this request is not to be fetched here and now, if so: past its `warm-not-after`, or for other regions.
+    pub fn refusal(&self, region: &str, now: Timestamp) -> Option<String> {
+        if self.not_after.is_some_and(|limit| now > limit) {
+            return Some("expired".to_owned());
+        }
+        match &self.regions {
+            Some(regions) if !regions.iter().any(|r| r == region) => {
+                Some(format!("not for this region: warm-regions is {}", regions.join(",")))
+            }
+            _ => None,
+        }
+    }
+
+    fn set_option(&mut self, name: &str, value: &str) -> Result<(), NotARequest> {
+        let Some(option) = name.strip_prefix("warm-") else {
+            return Ok(());
+        };
+        let bad_value = |why: &str| NotARequest::Refused(format!("option {name}: {why}"));
+        if let Some(header) = option.strip_prefix("header-") {
+            let header_name = HeaderName::from_bytes(header.as_bytes())
+                .ok()
+                .filter(may_be_sent)
+                .ok_or_else(|| bad_value("this header cannot be asked for"))?;
+            let header_value =
+                HeaderValue::from_str(value).map_err(|_| bad_value("not a valid header value"))?;
+            self.headers.insert(header_name, header_value);
+            return Ok(());
+        }
+        match option {
+            "regions" => {
+                let regions: Vec<String> =
+                    value.split(',').map(|region| region.trim().to_owned()).filter(|r| !r.is_empty()).collect();
+                if regions.is_empty() {
+                    return Err(bad_value("no region is named"));
+                }
+                self.regions = Some(regions);
+            }
+            "range" => {
+                let range = byte_range(value).ok_or_else(|| bad_value("not a byte range such as bytes=0-1023"))?;
+                self.headers.insert(http::header::RANGE, range);
+            }
+            "not-after" => {
+                self.not_after = Some(value.trim().parse().map_err(|_| bad_value("not an RFC 3339 time"))?);
+            }
+            "region-filtered" => {}
+            _ if option.starts_with("region-") => {}
+            _ => return Err(NotARequest::Refused(format!("unknown option {name}"))),
+        }
+        Ok(())
+    }
+}
+
+/// Text to URL, by the rules that need no network.
+fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
+    let malformed = |why: &str| NotARequest::Malformed(why.to_owned());
+    let refused = |why: &str| NotARequest::Refused(why.to_owned());
+
+    let text = std::str::from_utf8(data).map_err(|_| malformed("not UTF-8"))?;
+    let text = text.trim_matches([' ', '\t', '\r', '\n']);
+    if text.is_empty() {
+        return Err(malformed("empty"));
+    }
+    if text.len() > MAX_URL_BYTES {
+        return Err(malformed("longer than 16384 bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(malformed("control character"));
+    }
+    if !is_http(text) {
+        return Err(malformed("not an absolute http or https URL"));
+    }
+    // The WHATWG parser reads a backslash as a slash, other parsers do not: the two disagree about the host.
+    if text.contains('\\') {
+        return Err(refused("backslash"));
+    }
+    let mut url = Url::parse(text).map_err(|error| NotARequest::Malformed(format!("not a URL: {error}")))?;
+    // The text is looked at too: an empty user info (`http://@host/`) leaves no trace in the parsed URL.
+    if !url.username().is_empty() || url.password().is_some() || authority(text).contains('@') {
+        return Err(refused("user info"));
+    }
+    if let Some(Host::Domain(host)) = url.host()
+        && !is_public_name_syntax(host)
+    {
+        return Err(refused("host: not a public host name"));
+    }
+    url.set_fragment(None);
+    Ok(url)
+}
+
+fn is_http(text: &str) -> bool {
+    let scheme = text.split(':').next().unwrap_or_default();
+    text.len() > scheme.len() && (scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
+}
+
+/// What stands between the slashes after the scheme and the path, as it was written.
+fn authority(text: &str) -> &str {
+    let after_scheme = text.split_once(':').map_or("", |(_, rest)| rest).trim_start_matches('/');
+    after_scheme.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
+/// Letters, digits, `-`, `_` and `.`; labels of 1 to 63 bytes, at least two of them; 253 bytes; one final dot at most.
+///
+/// `host` is what the URL parser made of it, after IDNA.
+fn is_public_name_syntax(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let label_ok = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    host.len() <= 253 && host.contains('.') && host.split('.').all(label_ok)
+}
+
+/// Whether a caller may set this request header: never what frames the message, steers the connection or names the host.
+///
+/// Authorization stays out until an operator can allow it. Range has an option of its own.
+fn may_be_sent(name: &HeaderName) -> bool {
+    use http::header;
+    ![
+        header::HOST,
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        header::EXPECT,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::AUTHORIZATION,
+        header::PROXY_AUTHORIZATION,
+        header::PROXY_AUTHENTICATE,
+        header::RANGE,
+    ]
+    .contains(name)
+        && !["keep-alive", "proxy-connection", "http2-settings"].contains(&name.as_str())
+}
+
+/// One range of RFC 9110, section 14.1.2: `bytes=0-1023`, `bytes=1024-` or `bytes=-512`.
+fn byte_range(value: &str) -> Option<HeaderValue> {
+    let value = value.trim();
+    let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() <= 19;
+    let ordered = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) => first <= last,
+        (Ok(_), Err(_)) => last.is_empty(),
+        (Err(_), Ok(_)) => first.is_empty(),
+        (Err(_), Err(_)) => false,
+    };
+    (digits(first) && digits(last) && ordered).then(|| HeaderValue::from_str(value).ok())?
+}
+
+impl fmt::Display for NotARequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(reason) => write!(f, "malformed data: {reason}"),
+            Self::Refused(reason) => write!(f, "refused: {reason}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<WarmRequest, NotARequest> {
+        WarmRequest::parse(text.as_bytes(), [])
+    }
+
+    fn with_option(name: &str, value: &str) -> Result<WarmRequest, NotARequest> {
+        WarmRequest::parse(b"https://example.com/a", [(name, value)])
+    }
+
+    #[test]
+    fn a_url_is_trimmed_normalised_and_loses_its_fragment() {
+        let request = parse(" \r\n https://EXAMPLE.com:443/a b?q#frag\t").unwrap();
+        assert_eq!(request.url().as_str(), "https://example.com/a%20b?q");
+    }
+
+    #[test]
+    fn what_is_no_http_url_is_malformed() {
+        let too_long = format!("https://example.com/{}", "a".repeat(MAX_URL_BYTES));
+        for text in [
+            "", " \n", "example.com", "/path", "ftp://example.com/", "http", "javascript:alert(1)", "http://",
+            "http://exa\tmple.com/", "http://example.com/\u{85}", "https://example.com:99999/", "http://[::1", &too_long,
+        ] {
+            assert!(matches!(parse(text), Err(NotARequest::Malformed(_))), "{text:?} gave {:?}", parse(text));
+        }
+        assert!(matches!(WarmRequest::parse(b"http://example.com/\xff", []), Err(NotARequest::Malformed(_))));
+    }
+
+    #[test]
+    fn a_url_that_no_edge_serves_is_refused() {
+        for text in [
+            "http://user@example.com/", "http://user:pw@example.com/", "http://@example.com/", "http://:@example.com/",
+            "http:\\\\example.com\\", "http://example.com\\@evil.test/", "http://localhost/", "http://intranet/",
+            "http://a..example.com/", "http://example.com../", "http://exa+mple.com/", "http://ex*mple.com/",
+        ] {
+            assert!(matches!(parse(text), Err(NotARequest::Refused(_))), "{text:?} gave {:?}", parse(text));
+        }
+        assert!(parse("http://example.com./@at/sign@path").is_ok(), "one final dot and an @ in the path are fine");
+    }
+
+    #[test]
+    fn a_refusal_never_shows_user_info() {
+        let reason = parse("http://alice:s3cret@example.com/").unwrap_err().to_string();
+        assert!(!reason.contains("s3cret") && !reason.contains("alice"), "{reason}");
+    }
+
+    #[test]
+    fn asked_for_headers_are_sent_but_never_those_that_frame_or_steer() {
+        let request = with_option("warm-header-Accept-Encoding", "br").unwrap();
+        assert_eq!(request.headers()["accept-encoding"], "br");
+        for name in ["Host", "connection", "Transfer-Encoding", "authorization", "Keep-Alive", "bad name", ""] {
+            let result = with_option(&format!("warm-header-{name}"), "x");
+            assert!(matches!(result, Err(NotARequest::Refused(_))), "{name}");
+        }
+        assert!(with_option("warm-header-cookie", "a\r\nb: c").is_err(), "header injection");
+    }
+
+    #[test]
+    fn an_unknown_option_or_value_is_refused_by_name_and_foreign_attributes_are_ignored() {
+        for (name, value) in [
+            ("warm-colour", "red"), ("warm-", ""), ("warm-not-after", "soon"), ("warm-range", "bytes=9-1"),
+            ("warm-range", "bytes=-"), ("warm-range", "0-1"), ("warm-range", "bytes=0-1,3-4"), ("warm-regions", " , "),
+        ] {
+            let reason = with_option(name, value).unwrap_err().to_string();
+            assert!(reason.contains(name), "{reason}");
+        }
+        assert!(with_option("kafka-offset", "7").is_ok());
+        assert!(with_option("warm-region-europe-west1", "1").is_ok());
+        assert!(with_option("warm-region-filtered", "1").is_ok());
+        assert_eq!(with_option("warm-range", "bytes=0-9").unwrap().headers()["range"], "bytes=0-9");
+    }
+
+    #[test]
+    fn a_request_past_its_time_or_for_other_regions_is_not_fetched() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        let late = with_option("warm-not-after", "2026-11-22T11:59:59Z").unwrap();
+        assert_eq!(late.refusal("eu", now).as_deref(), Some("expired"));
+        let in_time = with_option("warm-not-after", "2026-11-22T13:00:01+01:00").unwrap();
+        assert_eq!(in_time.refusal("eu", now), None);
+        let elsewhere = with_option("warm-regions", "us, asia").unwrap();
+        assert!(elsewhere.refusal("eu", now).unwrap().contains("us,asia"));
+        assert_eq!(elsewhere.refusal("asia", now), None);
+    }
+}
