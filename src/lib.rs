@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod outcome;
 pub mod request;
+pub mod serve;
 pub mod shutdown;
 pub mod usage;
 pub mod verdict;

@@ -1,0 +1,2 @@
+//! The push endpoint.
+pub(crate) mod envelope;
