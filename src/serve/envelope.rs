@@ -307,9 +307,9 @@ mod tests {
     #[test]
     fn a_body_as_the_service_sends_it_is_read_whole() {
         let body = format!(
-            r#"{{"deliveryAttempt":3,"message":{{"attributes":{{"kafka-offset":"7","kafka-topic":"urls"}},"data":"{DATA}",
-            "messageId":"2070443601311540","message_id":"2070443601311540","orderingKey":"k",
-            "publishTime":"2026-02-26T19:13:55.749Z","publish_time":"2026-02-26T19:13:55.749Z"}},
+            r#"{{"deliveryAttempt":3,"message":{{"attributes":{{"kafka-offset":"7","kafka-topic":"urls"}},
+            "data":"{DATA}","messageId":"2070443601311540","message_id":"2070443601311540",
+            "orderingKey":"k","publishTime":"2026-02-26T19:13:55.749Z","publish_time":"2026-02-26T19:13:55.749Z"}},
             "subscription":"projects/p-1/subscriptions/s-1"}}"#
         );
         let push = parse(body.as_bytes()).unwrap();

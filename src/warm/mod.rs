@@ -1,1 +1,2 @@
 //! The one door to origins.
+pub mod addresses;
