@@ -1,10 +1,106 @@
-//! The map.
-#![allow(dead_code, missing_docs)]
-pub mod demo;
+//! The map. `cdnwarm` is one executable whose subcommand is its role; this library is all of it but `main`.
+//!
+//! # One URL's walk
+//!
+//! `produce` puts it into a Kafka topic. `bridge` reads the record (`kafka::consumer`), makes it a Pub/Sub message
+//! (`bridge::message`), publishes it in a batch (`bridge::forward`, `pubsub::publisher`) and gives the offset free
+//! (`kafka::offsets`). Pub/Sub pushes the message to each region's `serve`, where `http::server` takes the request,
+//! `serve::envelope` reads the push, [`request::WarmRequest`] reads the URL and its options, `warm` GETs it through
+//! the edge next door and judges the answer (`warm::cdn`), and `serve::handler` logs the [`outcome::Outcome`] and
+//! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`. `demo` runs all of it on one machine.
+//!
+//! # Imports point one way
+//!
+//! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
+//! `telemetry` → plain values (`request`, `verdict`, `outcome`, `usage`). Roles do not import roles, except `demo`,
+//! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
+//!
+//! # Invariants
+//!
+//! - Only [`request::WarmRequest::parse`] makes a warm request.
+//! - Only `warm` opens connections to origins, behind one guard that judges the literal address or every resolved
+//!   one, and dials an address that was judged. Redirects are not followed.
+//! - Only `serve::handler` maps verdicts to HTTP statuses.
+//! - An offset is stored only after everything at and below it on its partition is accepted downstream.
+//! - Every queue has a bound, and the bound is ours.
+//! - `bridge` never looks inside a value.
+
+mod bridge;
+pub mod cli;
+mod consume_direct;
+//pub mod demo;
+mod http;
+mod kafka;
 pub mod outcome;
+mod produce;
+mod pubsub;
 pub mod request;
-pub mod serve;
-pub mod shutdown;
-pub mod usage;
+mod serve;
+mod shutdown;
+mod telemetry;
+mod usage;
 pub mod verdict;
-pub mod warm;
+mod warm;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use cli::{Cli, Command};
+use shutdown::Signals;
+use telemetry::logs::{self, Role};
+use usage::UsageError;
+
+/// Runs one role from its command line to the process's exit status: 0 done, 1 failed, 2 usage.
+pub fn start(cli: Cli) -> ExitCode {
+    let role = match cli.command {
+        Command::Bridge(_) | Command::Serve(_) | Command::ConsumeDirect(_) => Role::Service,
+        Command::Produce(_) => Role::Tool,
+    };
+    if let Err(error) = logs::init(&cli.logs, role) {
+        eprintln!("cdnwarm: {error:#}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cdnwarm: starting the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run_until_signalled(cli.command));
+    // Nothing of value is left on it; a blocked thread must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            match role {
+                Role::Service => tracing::error!("{error:#}"),
+                Role::Tool => eprintln!("cdnwarm: {error:#}"),
+            }
+            let usage = error.chain().any(|cause| cause.is::<UsageError>());
+            if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn run_until_signalled(command: Command) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let signals = Signals::catch()?;
+    tokio::select! {
+        result = run(command, stop.clone()) => result,
+        () = signals.drive(stop) => Err(anyhow::anyhow!("left at the second signal")),
+    }
+}
+
+/// Runs one role until it is done or `stop` is cancelled.
+async fn run(command: Command, stop: CancellationToken) -> anyhow::Result<()> {
+    match command {
+        Command::Produce(args) => produce::run(args, stop).await,
+        Command::Bridge(args) => bridge::run(args, stop).await,
+        Command::Serve(args) => serve::run(args, stop).await,
+        Command::ConsumeDirect(args) => consume_direct::run(args, stop).await,
+        //Command::Demo(args) => demo::run(args, stop).await,
+    }
+}

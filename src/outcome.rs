@@ -119,8 +119,18 @@ pub fn shown_url(url: &Url) -> String {
 
 fn is_signature_like(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    const PARTS: [&str; 10] =
-        ["sign", "token", "secret", "password", "passwd", "credential", "apikey", "api_key", "api-key", "auth"];
+    const PARTS: [&str; 10] = [
+        "sign",
+        "token",
+        "secret",
+        "password",
+        "passwd",
+        "credential",
+        "apikey",
+        "api_key",
+        "api-key",
+        "auth",
+    ];
     const WHOLE: [&str; 11] =
         ["sig", "key", "hmac", "hdnts", "hdnea", "policy", "key-pair-id", "keyname", "jwt", "session", "pwd"];
     PARTS.iter().any(|part| name.contains(part)) || WHOLE.contains(&name.as_str())
@@ -168,7 +178,9 @@ mod tests {
         let Some(object) = value.as_object() else { return vec![at.to_owned()] };
         let mut all: Vec<String> = object
             .iter()
-            .flat_map(|(name, value)| paths(value, &if at.is_empty() { name.clone() } else { format!("{at}.{name}") }))
+            .flat_map(|(name, value)| {
+                paths(value, &if at.is_empty() { name.clone() } else { format!("{at}.{name}") })
+            })
             .collect();
         all.sort();
         all
@@ -176,7 +188,8 @@ mod tests {
 
     #[test]
     fn the_schema_names_exactly_the_fields_of_an_outcome() {
-        let schema: serde_json::Value = serde_json::from_str(include_str!("../schemas/outcome.schema.json")).unwrap();
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../schemas/outcome.schema.json")).unwrap();
         let mut described = Vec::new();
         for (name, property) in schema["properties"].as_object().unwrap() {
             match property["properties"].as_object() {
@@ -190,9 +203,14 @@ mod tests {
 
     #[test]
     fn the_schema_lists_every_verdict() {
-        let schema: serde_json::Value = serde_json::from_str(include_str!("../schemas/outcome.schema.json")).unwrap();
-        let words: Vec<&str> =
-            schema["properties"]["verdict"]["enum"].as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../schemas/outcome.schema.json")).unwrap();
+        let words: Vec<&str> = schema["properties"]["verdict"]["enum"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|word| word.as_str())
+            .collect();
         let all = [
             Verdict::Warm,
             Verdict::Filled,

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The two signals, caught from the moment this is made.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -16,13 +16,13 @@ impl Signals {
     ///
     /// # Errors
     /// Where the operating system refuses the handlers.
-    pub fn catch() -> anyhow::Result<Self> {
+    pub(crate) fn catch() -> anyhow::Result<Self> {
         let caught = |kind| signal(kind).context("installing a signal handler");
         Ok(Self { terminate: caught(SignalKind::terminate())?, interrupt: caught(SignalKind::interrupt())? })
     }
 
     /// Cancels `stop` at the first signal and returns at the second, when the caller is to leave at once.
-    pub async fn drive(mut self, stop: CancellationToken) {
+    pub(crate) async fn drive(mut self, stop: CancellationToken) {
         self.next().await;
         tracing::info!("stopping: finishing what is in flight; a second signal leaves at once");
         stop.cancel();

@@ -6,11 +6,11 @@ use std::fmt;
 ///
 /// `main` looks for it in an error's chain and exits with 2 instead of 1.
 #[derive(Debug)]
-pub struct UsageError(anyhow::Error);
+pub(crate) struct UsageError(anyhow::Error);
 
 impl UsageError {
     /// Marks `error` as a mistake of the caller's.
-    pub fn new(error: impl Into<anyhow::Error>) -> Self {
+    pub(crate) fn new(error: impl Into<anyhow::Error>) -> Self {
         Self(error.into())
     }
 }

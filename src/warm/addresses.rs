@@ -42,6 +42,11 @@ pub(crate) struct AllowedAddress {
 }
 
 impl AllowedAddress {
+    /// The one port that it opens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Whether it covers `address`; an IPv4-mapped one also where it covers the IPv4 address that it stands for.
     pub(crate) fn contains(&self, address: SocketAddr) -> bool {
         let ip = address.ip();
@@ -53,13 +58,15 @@ impl FromStr for AllowedAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (net, port) = text
-            .rsplit_once(':')
-            .ok_or_else(|| format!("{text:?} has no port: write NET:PORT, such as 10.1.2.3:80 or 127.0.0.0/8:8080"))?;
+        let (net, port) = text.rsplit_once(':').ok_or_else(|| {
+            format!("{text:?} has no port: write NET:PORT, such as 10.1.2.3:80 or 127.0.0.0/8:8080")
+        })?;
         let net = match net.strip_prefix('[').and_then(|net| net.strip_suffix(']')) {
             Some(net) if net.contains(':') => net,
             None if !net.contains(':') => net,
-            _ => return Err(format!("{text:?}: brackets go round IPv6, such as [::1]:8080 or [fd00::/8]:443")),
+            _ => {
+                return Err(format!("{text:?}: brackets go round IPv6, such as [::1]:8080 or [fd00::/8]:443"));
+            }
         };
         let single = |net: &str| net.parse::<IpAddr>().ok().map(IpNet::from);
         let net: IpNet = (net.parse().ok())
@@ -67,7 +74,10 @@ impl FromStr for AllowedAddress {
             .ok_or_else(|| format!("{net:?} is neither an address nor a block such as 10.0.0.0/8"))?;
         // A mistyped block would open more than was meant.
         if net != net.trunc() {
-            return Err(format!("{net} has bits behind its prefix; for the whole block write {}", net.trunc()));
+            return Err(format!(
+                "{net} has bits behind its prefix; for the whole block write {}",
+                net.trunc()
+            ));
         }
         Ok(Self { net, port: parse_port(port)? })
     }
@@ -78,7 +88,9 @@ impl fmt::Display for AllowedAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { net, port } = self;
         match net {
-            _ if net.prefix_len() == net.max_prefix_len() => write!(f, "{}", SocketAddr::new(net.addr(), *port)),
+            _ if net.prefix_len() == net.max_prefix_len() => {
+                write!(f, "{}", SocketAddr::new(net.addr(), *port))
+            }
             IpNet::V4(net) => write!(f, "{net}:{port}"),
             IpNet::V6(net) => write!(f, "[{net}]:{port}"),
         }
@@ -116,7 +128,9 @@ impl FromStr for ConnectTo {
         })?;
         let host = if host == "*" { None } else { Some(parse_host(host)?) };
         let to: SocketAddr = to.parse().map_err(|_| {
-            format!("{to:?} is not ADDR:PORT: the address is a literal one, such as 10.1.2.3:443 or [fd00::7]:443")
+            format!(
+                "{to:?} is not ADDR:PORT: the address is a literal one, such as 10.1.2.3:443 or [fd00::7]:443"
+            )
         })?;
         if to.port() == 0 {
             return Err(PORT_ZERO.to_owned());
@@ -149,7 +163,9 @@ fn parse_host(text: &str) -> Result<String, String> {
         .ok()
         .map(|host| without_final_dot(&host.to_string()).to_owned())
         .filter(|host| !host.is_empty() && !host.contains('*'))
-        .ok_or_else(|| format!("{text:?} is no host: write a name without scheme and port, or * for every host"))
+        .ok_or_else(|| {
+            format!("{text:?} is no host: write a name without scheme and port, or * for every host")
+        })
 }
 
 fn without_final_dot(host: &str) -> &str {
@@ -205,8 +221,8 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("240.0.0.0/4", "Reserved", Refuse),                        // RFC 1112
     ("255.255.255.255/32", "Limited Broadcast", Refuse),        // RFC 8190, RFC 919
     // The IPv6 registry.
-    ("::1/128", "Loopback Address", Refuse),                   // RFC 4291
-    ("::/128", "Unspecified Address", Refuse),                 // RFC 4291
+    ("::1/128", "Loopback Address", Refuse),   // RFC 4291
+    ("::/128", "Unspecified Address", Refuse), // RFC 4291
     ("::ffff:0:0/96", "IPv4-mapped Address", JudgeLast32Bits), // RFC 4291
     // On a network with IPv6 alone, DNS64 answers with these for every site that has IPv4 alone.
     ("64:ff9b::/96", "IPv4-IPv6 Translation", JudgeLast32Bits), // RFC 6052
@@ -244,7 +260,11 @@ const TABLE: &[(&str, &str, Rule)] = &[
 static BLOCKS: LazyLock<Vec<Block>> = LazyLock::new(|| {
     let mut blocks: Vec<Block> = TABLE
         .iter()
-        .map(|&(net, name, rule)| Block { net: net.parse().expect("the table holds valid blocks"), name, rule })
+        .map(|&(net, name, rule)| Block {
+            net: net.parse().expect("the table holds valid blocks"),
+            name,
+            rule,
+        })
         .collect();
     blocks.sort_by_key(|block| std::cmp::Reverse(block.net.prefix_len()));
     blocks
@@ -273,23 +293,28 @@ mod tests {
     /// One address before and one behind a block, where there is one.
     fn neighbours(net: IpNet) -> Vec<IpAddr> {
         match net {
-            IpNet::V4(net) => [u32::from(net.network()).checked_sub(1), u32::from(net.broadcast()).checked_add(1)]
-                .into_iter()
-                .flatten()
-                .map(|bits| Ipv4Addr::from(bits).into())
-                .collect(),
-            IpNet::V6(net) => [u128::from(net.network()).checked_sub(1), u128::from(net.broadcast()).checked_add(1)]
-                .into_iter()
-                .flatten()
-                .map(|bits| Ipv6Addr::from(bits).into())
-                .collect(),
+            IpNet::V4(net) => {
+                [u32::from(net.network()).checked_sub(1), u32::from(net.broadcast()).checked_add(1)]
+                    .into_iter()
+                    .flatten()
+                    .map(|bits| Ipv4Addr::from(bits).into())
+                    .collect()
+            }
+            IpNet::V6(net) => {
+                [u128::from(net.network()).checked_sub(1), u128::from(net.broadcast()).checked_add(1)]
+                    .into_iter()
+                    .flatten()
+                    .map(|bits| Ipv6Addr::from(bits).into())
+                    .collect()
+            }
         }
     }
 
     #[test]
     fn the_table_holds_exactly_the_blocks_of_the_corpus() {
         let mut ours: Vec<_> = BLOCKS.iter().map(|block| block.net).collect();
-        let mut theirs: Vec<IpNet> = rows("special_ips.txt").iter().map(|row| row[0].parse().unwrap()).collect();
+        let mut theirs: Vec<IpNet> =
+            rows("special_ips.txt").iter().map(|row| row[0].parse().unwrap()).collect();
         ours.sort_unstable();
         theirs.sort_unstable();
         assert_eq!(ours, theirs);
@@ -305,7 +330,9 @@ mod tests {
             for address in [block.network(), block.broadcast()] {
                 match row[8].as_str() {
                     // Both ends of these stand for IPv4 addresses that are refused.
-                    "block" | "either" | "embedded" => assert!(check_public(address).is_err(), "{address} in {block}"),
+                    "block" | "either" | "embedded" => {
+                        assert!(check_public(address).is_err(), "{address} in {block}")
+                    }
                     other => panic!("{other}"),
                 }
             }
@@ -409,7 +436,12 @@ mod tests {
             ("CDN.example.com=10.1.2.3:80", "cdn.example.com", "10.1.2.3:80", "cdn.example.com=10.1.2.3:80"),
             ("cdn.example.com.=10.1.2.3:80", "CDN.example.com", "10.1.2.3:80", "cdn.example.com=10.1.2.3:80"),
             ("cdn.example.com=[::1]:80", "cdn.example.com.", "[::1]:80", "cdn.example.com=[::1]:80"),
-            ("bücher.example=10.1.2.3:80", "xn--bcher-kva.example", "10.1.2.3:80", "xn--bcher-kva.example=10.1.2.3:80"),
+            (
+                "bücher.example=10.1.2.3:80",
+                "xn--bcher-kva.example",
+                "10.1.2.3:80",
+                "xn--bcher-kva.example=10.1.2.3:80",
+            ),
             ("[FD00:0::1]=[::1]:80", "[fd00::1]", "[::1]:80", "[fd00::1]=[::1]:80"),
             ("192.0.2.1=10.1.2.3:80", "192.0.2.1", "10.1.2.3:80", "192.0.2.1=10.1.2.3:80"),
             ("*=127.0.0.1:8080", "any.example", "127.0.0.1:8080", "*=127.0.0.1:8080"),
@@ -450,7 +482,7 @@ mod tests {
 
     /// The verdict on a URL of the corpus by all rules, with a fake name server and no operator's list.
     fn judge(url: &str, answers: &HashMap<String, Vec<IpAddr>>) -> Result<(), String> {
-        let request = WarmRequest::parse(url.as_bytes(), []).map_err(|error| error.to_string())?;
+        let request = WarmRequest::parse(url.as_bytes(), []).map_err(|error| error.reason())?;
         let port = request.url().port_or_known_default().unwrap();
         if !matches!(port, 80 | 443) {
             return Err(format!("port {port}"));
@@ -458,9 +490,10 @@ mod tests {
         let addresses = match request.url().host().unwrap() {
             Host::Ipv4(address) => vec![address.into()],
             Host::Ipv6(address) => vec![address.into()],
-            Host::Domain(name) => {
-                answers.get(without_final_dot(name)).cloned().unwrap_or_else(|| vec![address("93.184.215.14")])
-            }
+            Host::Domain(name) => answers
+                .get(without_final_dot(name))
+                .cloned()
+                .unwrap_or_else(|| vec![address("93.184.215.14")]),
         };
         addresses.into_iter().try_for_each(check_public).map_err(|name| format!("address: {name}"))
     }
@@ -475,7 +508,9 @@ mod tests {
         assert_eq!(rows.len(), 190);
         for row in rows {
             let mut url = row[1].clone();
-            for (name, character) in [("<SP>", " "), ("<TAB>", "\t"), ("<LF>", "\n"), ("<CR>", "\r"), ("<NUL>", "\0")] {
+            for (name, character) in
+                [("<SP>", " "), ("<TAB>", "\t"), ("<LF>", "\n"), ("<CR>", "\r"), ("<NUL>", "\0")]
+            {
                 url = url.replace(name, character);
             }
             let verdict = judge(&url, &answers);

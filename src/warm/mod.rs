@@ -1,2 +1,297 @@
-//! The one door to origins.
-pub mod addresses;
+//! The one door to origins: a request goes through the guard to the edge, its body is read and dropped, and the
+//! response headers say how warm the edge is.
+//!
+//! [`Warmer`] is the whole of it; `guard` and `addresses` say what may be fetched, `connect` dials, `cdn` reads the
+//! verdict from the headers. Nothing here knows Kafka, Pub/Sub or what is answered to whom.
+
+mod addresses;
+pub(crate) mod cdn;
+mod connect;
+mod guard;
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Body, Incoming};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use jiff::Timestamp;
+
+pub(crate) use addresses::{AllowedAddress, ConnectTo};
+use connect::{ConnectError, Connector};
+use guard::Guard;
+
+use crate::outcome::{Exchange, Outcome, Source, shown_url};
+use crate::request::WarmRequest;
+use crate::telemetry::instance::{Identity, InstanceArgs};
+use crate::verdict::{Failure, Verdict};
+
+/// How long a host may take to accept a connection, over all its addresses.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A body this short is read even if its status made the verdict already, so that the connection can be used again.
+const DRAINED_BYTES: u64 = 64 << 10;
+/// GETs for one request, as long as failures are curable.
+const ATTEMPTS: usize = 3;
+
+/// How URLs are fetched, as every warming role takes it.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct WarmArgs {
+    #[command(flatten)]
+    pub(crate) instance: InstanceArgs,
+
+    /// Address block and port that may be fetched although it is not public, for example 10.1.0.0/16:8080
+    #[arg(long, value_name = "NET:PORT", env = "CDNWARM_ALLOW_ADDRESS", value_delimiter = ',')]
+    pub(crate) allow_address: Vec<AllowedAddress>,
+
+    /// Sends requests for a host to this edge instead of what its name resolves to; Host and SNI stay the host's
+    #[arg(long, value_name = "HOST=ADDR:PORT", env = "CDNWARM_CONNECT_TO", value_delimiter = ',')]
+    pub(crate) connect_to: Vec<ConnectTo>,
+
+    /// Look again after a fill, and say warm only if the edge then answers from its cache
+    #[arg(long, env = "CDNWARM_CERTIFY")]
+    pub(crate) certify: bool,
+
+    /// Seconds for one URL in all, retries included; keep it below the subscription's ack deadline
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
+          value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub(crate) timeout: u16,
+}
+
+type HttpClient = Client<HttpsConnector<Connector>, Empty<Bytes>>;
+
+/// Warms one edge. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub(crate) struct Warmer {
+    client: HttpClient,
+    guard: Arc<Guard>,
+    identity: Identity,
+    certify: bool,
+    limit: Duration,
+}
+
+impl Warmer {
+    /// Reads the system's CA certificates (or `SSL_CERT_FILE`'s), which takes some milliseconds: after binding.
+    ///
+    /// # Errors
+    /// Where the system has no CA certificates at all.
+    pub(crate) fn new(args: WarmArgs) -> anyhow::Result<Self> {
+        let guard = Arc::new(Guard::new(args.allow_address, args.connect_to));
+        let connector = HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(rustls::crypto::aws_lc_rs::default_provider())
+            .map_err(|error| {
+                anyhow::anyhow!(
+                    "reading CA certificates: {error}; install ca-certificates or set SSL_CERT_FILE"
+                )
+            })?
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(Connector::new(guard.clone(), CONNECT_LIMIT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector);
+        Ok(Self {
+            client,
+            guard,
+            identity: Identity::discover(args.instance),
+            certify: args.certify,
+            limit: Duration::from_secs(args.timeout.into()),
+        })
+    }
+
+    /// Fetches the URL and says what became of it.
+    pub(crate) async fn warm(&self, request: &WarmRequest, id: String, source: Source) -> Outcome {
+        let region = &self.identity.get().await.region;
+        let refusal = match request.refusal(region, Timestamp::now()) {
+            Some(reason) => Some(reason),
+            None => self.guard.check(request.url()).err(),
+        };
+        let mut progress = Progress::default();
+        let verdict = match refusal {
+            Some(reason) => Verdict::Refused(reason),
+            None => {
+                let started = Instant::now();
+                let work = self.fetch_with_retries(request, &mut progress);
+                let verdict = tokio::time::timeout(self.limit, work)
+                    .await
+                    .unwrap_or(Verdict::Failed(Failure::TotalTimeout));
+                progress.exchange.total_ms = milliseconds(started.elapsed());
+                verdict
+            }
+        };
+        self.outcome(verdict, shown_url(request.url()), id, source, progress).await
+    }
+
+    /// The outcome of something that never became a request.
+    pub(crate) async fn refused(&self, reason: String, id: String, source: Source) -> Outcome {
+        self.outcome(Verdict::Refused(reason), String::new(), id, source, Progress::default()).await
+    }
+
+    async fn outcome(
+        &self,
+        verdict: Verdict,
+        url: String,
+        id: String,
+        source: Source,
+        progress: Progress,
+    ) -> Outcome {
+        let instance = self.identity.get().await;
+        Outcome {
+            id,
+            url,
+            region: instance.region.clone(),
+            instance: instance.id.clone(),
+            reason: verdict.reason(),
+            verdict,
+            exchange: progress.exchange,
+            attempts: progress.attempts,
+            source,
+            finished_at: Timestamp::now(),
+        }
+    }
+
+    /// Fetches until there is a verdict that trying again would not change, a few times at most.
+    async fn fetch_with_retries(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_times(ATTEMPTS - 1)
+            .with_jitter()
+            .build();
+        loop {
+            let verdict = self.fetch(request, progress).await;
+            match delays.next() {
+                Some(delay) if verdict.is_curable() => tokio::time::sleep(delay).await,
+                _ => return verdict,
+            }
+        }
+    }
+
+    /// One GET, and a second look where the first filled the edge and the operator wants proof.
+    async fn fetch(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        let first = self.get(request, progress).await;
+        if first == Verdict::Filled && self.certify {
+            match self.get(request, progress).await {
+                // The edge itself says that it kept nothing: what it said of storing stands uncertified.
+                second @ (Verdict::Failed(_) | Verdict::Refused(_)) => {
+                    tracing::debug!("second look failed: {second}");
+                    return first;
+                }
+                second => return second,
+            }
+        }
+        first
+    }
+
+    async fn get(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        let request = http_request(request);
+        let (asked, ()) = request.clone().map(|_| ()).into_parts();
+        let started = Instant::now();
+        progress.attempts += 1;
+        let response = match self.client.request(request).await {
+            Ok(response) => response,
+            Err(error) => return why_no_response(&error),
+        };
+        let exchange = &mut progress.exchange;
+        exchange.ttfb_ms.get_or_insert(milliseconds(started.elapsed()));
+        exchange.http_status = Some(response.status().as_u16());
+        let (response, body) = response.into_parts();
+        let status = response.status;
+        if !status.is_success() {
+            drain(body, &mut exchange.bytes).await;
+            return Verdict::Failed(if status.is_redirection() {
+                let location = response.headers.get(header::LOCATION);
+                Failure::Redirect(
+                    location.map_or_else(String::new, |l| String::from_utf8_lossy(l.as_bytes()).into_owned()),
+                )
+            } else {
+                Failure::Status(status.as_u16())
+            });
+        }
+        if let Err(error) = read_and_drop(body, &mut exchange.bytes).await {
+            tracing::debug!("body: {error}");
+            return Verdict::Failed(Failure::Truncated);
+        }
+        let (verdict, evidence) = cdn::judge(&asked, &response, SystemTime::now());
+        exchange.cache = Some(evidence);
+        verdict
+    }
+}
+
+/// What was done for one request so far; kept outside the futures, so that a time-out does not lose it.
+#[derive(Default)]
+struct Progress {
+    exchange: Exchange,
+    attempts: u32,
+}
+
+/// The GET as a viewer's player would send it, with what the request asks for on top.
+fn http_request(request: &WarmRequest) -> Request<Empty<Bytes>> {
+    let mut get = Request::new(Empty::new());
+    // Every URL of the url crate is a valid request target once it is serialized.
+    *get.uri_mut() = request.url().as_str().parse().expect("a serialized URL is a URI");
+    let headers = get.headers_mut();
+    headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate, br, zstd"));
+    headers
+        .insert(header::USER_AGENT, HeaderValue::from_static(concat!("cdnwarm/", env!("CARGO_PKG_VERSION"))));
+    for (name, value) in request.headers() {
+        headers.insert(name, value.clone());
+    }
+    get
+}
+
+/// Reads a body to its end, a frame at a time and each dropped at once, so that its size does not matter.
+async fn read_and_drop(mut body: Incoming, bytes: &mut u64) -> hyper::Result<()> {
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame?.data_ref() {
+            *bytes += data.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a body that does not matter, if it is short.
+async fn drain(body: Incoming, bytes: &mut u64) {
+    if body.size_hint().upper().is_some_and(|upper| upper <= DRAINED_BYTES) {
+        // Nothing depends on it; the connection is closed where it fails.
+        let _ = read_and_drop(body, bytes).await;
+    }
+}
+
+/// From the client's error, which wraps ours, rustls' and hyper's, to the one word that helps.
+fn why_no_response(error: &hyper_util::client::legacy::Error) -> Verdict {
+    tracing::debug!("no response: {error:?}");
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(connect) = current.downcast_ref::<ConnectError>() {
+            return match connect {
+                ConnectError::Refused(reason) => Verdict::Refused(reason.clone()),
+                ConnectError::Dns(_) => Verdict::Failed(Failure::Dns),
+                ConnectError::Connect(_) => Verdict::Failed(Failure::Connect),
+                ConnectError::Timeout => Verdict::Failed(Failure::ConnectTimeout),
+            };
+        }
+        // An io::Error's `source` skips the error inside it.
+        let inside = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(tls) = inside.and_then(|inside| inside.downcast_ref::<rustls::Error>()) {
+            return Verdict::Failed(Failure::Tls(tls.to_string()));
+        }
+        cause = match inside {
+            Some(inside) => Some(inside),
+            None => current.source(),
+        };
+    }
+    Verdict::Failed(if error.is_connect() { Failure::Connect } else { Failure::Protocol })
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    // Microseconds are as exact as the clock is worth.
+    duration.as_micros() as f64 / 1000.0
+}

@@ -1,0 +1,46 @@
+//! The command line: one variant and one help line per role.
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::logs::LogArgs;
+use crate::{bridge, consume_direct, produce, serve};
+
+/// Warms every CDN edge: from a Kafka record, through Pub/Sub, to a GET in each region, with the evidence.
+///
+/// Every option can also be given as the environment variable shown beside it; an option wins over its variable.
+/// Exit status: 0 done, 1 failed, 2 usage.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub(crate) logs: LogArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The roles of this program.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Produce URLs to a Kafka topic: a sample, or a file's
+    Produce(produce::Args),
+    /// Move every record of a Kafka topic to a Pub/Sub topic, at least once
+    Bridge(bridge::Args),
+    /// Take Pub/Sub pushes and GET their URLs through the CDN edge next door
+    Serve(serve::Args),
+    /// GET the URLs of a Kafka topic directly, without Pub/Sub
+    ConsumeDirect(consume_direct::Args),
+    //Demo(demo::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

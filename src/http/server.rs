@@ -1,0 +1,95 @@
+//! The accept loop: bind, then run until stopped, then let every request under way be answered.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// How long a client may take to send a request's head.
+const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a stop waits for requests under way.
+const DRAIN_LIMIT: Duration = Duration::from_secs(9);
+
+/// A bound listener.
+pub(crate) struct Server {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Server {
+    /// Binds `addr`; port 0 takes any free one.
+    ///
+    /// # Errors
+    /// A port that is taken or not allowed, with what to do.
+    pub(crate) async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(addr).await.with_context(|| {
+            format!("listening on {addr}: choose another port with --port or PORT, or end what uses this one")
+        })?;
+        let addr = listener.local_addr().context("reading the bound address")?;
+        Ok(Self { listener, addr })
+    }
+
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Answers requests with `handler` until `stop`; then takes no new connection, finishes the requests under way
+    /// and returns, within 9 s.
+    pub(crate) async fn run<H, F, B>(self, handler: H, stop: CancellationToken)
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+        builder.http2().timer(TokioTimer::new());
+        let connections = GracefulShutdown::new();
+        loop {
+            let stream = tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    // Out of descriptors, most likely: the next try would fail at once and spin.
+                    Err(error) => {
+                        tracing::warn!("accepting a connection: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = stop.cancelled() => break,
+            };
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!("TCP_NODELAY: {error}");
+            }
+            let handler = handler.clone();
+            let service = service_fn(move |request| {
+                let answer = handler(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+            let watched = connections.watch(connection);
+            tokio::spawn(async move {
+                if let Err(error) = watched.await {
+                    tracing::debug!("connection: {error}");
+                }
+            });
+        }
+        drop(self.listener);
+        if tokio::time::timeout(DRAIN_LIMIT, connections.shutdown()).await.is_err() {
+            tracing::warn!("stopped with requests under way");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! `cdnwarm produce`: URLs into a Kafka topic, the sample's or a file's, and what became of each.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use tokio_util::sync::CancellationToken;
+
+use crate::kafka::KafkaArgs;
+use crate::kafka::client::{ClientEvents, wait_for_topic};
+use crate::kafka::env::KafkaEnv;
+use crate::request::WarmRequest;
+use crate::usage::UsageError;
+
+/// The sample: any of these keys with any of these files.
+const SAMPLE_KEYS: [&str; 6] = ["0001", "0002", "0003", "0014", "0050", "0024"];
+const SAMPLE_FILES: [&str; 5] = [
+    "houseofdragonsS01E01-001.ts",
+    "stateoftheunion20231004.mp4",
+    "mlb-bluejays-v-redsox-GAME1011.mpeg",
+    "jeffcorwinexpS12E01-050.mp4",
+    "tonysoprano-intro-012.ts",
+];
+const SAMPLE_PREFIX: &str = "http://postman-echo.com/get?file=";
+
+/// What kafka-env may override: safe against duplicates by retries, small on the wire.
+const DEFAULTS: [(&str, &str); 3] =
+    [("enable.idempotence", "true"), ("compression.type", "zstd"), ("linger.ms", "20")];
+
+/// Arguments of `cdnwarm produce`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    kafka: KafkaArgs,
+
+    /// How many sample records to produce
+    #[arg(value_name = "COUNT", default_value_t = 10, conflicts_with = "urls")]
+    count: u64,
+
+    /// Produce the URLs of this file, one a line, instead of the sample; - reads standard input
+    ///
+    /// Blank lines and lines starting with # are skipped. A line that is no URL is reported and the others go on.
+    #[arg(long, value_name = "FILE")]
+    urls: Option<PathBuf>,
+
+    /// Header of every record, such as warm-regions=europe-west1 (repeatable)
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    headers: Vec<RecordHeader>,
+
+    /// Print a line for each record once it is delivered
+    #[arg(long, short, env = "CDNWARM_VERBOSE")]
+    verbose: bool,
+}
+
+/// One Kafka header of the records to produce.
+#[derive(Debug, Clone)]
+struct RecordHeader {
+    name: String,
+    value: String,
+}
+
+impl FromStr for RecordHeader {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err("a header is written NAME=VALUE".to_owned()),
+        }
+    }
+}
+
+/// What was produced.
+#[derive(Debug, Clone, Copy)]
+struct Summary {
+    delivered: u64,
+    failed: u64,
+}
+
+/// Produces, waits until each record is delivered or has failed, and prints a summary.
+///
+/// # Errors
+/// A configuration that cannot be meant, no broker, no topic, or any record that was not delivered.
+pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    let (config, source) = checked(&args).map_err(UsageError::new)?;
+    let started = Instant::now();
+    let topic = args.kafka.topic.clone();
+    // librdkafka's producer blocks where its queue is full.
+    let summary = tokio::task::spawn_blocking(move || produce(&args, &config, &source, &stop))
+        .await
+        .context("the producing thread panicked")??;
+    let Summary { delivered, failed } = summary;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{delivered} records delivered to {topic} in {seconds:.1} s, {failed} failed");
+    ensure!(failed == 0, "{failed} of {} records were not delivered", delivered + failed);
+    Ok(())
+}
+
+/// Everything that can be wrong before the first socket opens.
+fn checked(args: &Args) -> anyhow::Result<(ClientConfig, String)> {
+    let env = KafkaEnv::read(&args.kafka.kafka_env)?;
+    let mut config = env.producer()?;
+    for (name, value) in DEFAULTS {
+        if config.get(name).is_none() {
+            config.set(name, value);
+        }
+    }
+    // Options are checked with a URL that is surely fine, so that only they can be at fault.
+    let options = args.headers.iter().map(|header| (header.name.as_str(), header.value.as_str()));
+    if let Err(not_a_request) = WarmRequest::parse(b"https://example.com/", options) {
+        bail!("--header: {}", not_a_request.reason());
+    }
+    if let Some(path) = args.urls.as_deref().filter(|path| *path != Path::new("-")) {
+        File::open(path).with_context(|| format!("opening --urls {}", path.display()))?;
+    }
+    Ok((config, env.path().display().to_string()))
+}
+
+fn produce(
+    args: &Args,
+    config: &ClientConfig,
+    source: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<Summary> {
+    let progress = progress(args);
+    let deliveries = Deliveries {
+        verbose: args.verbose,
+        delivered: AtomicU64::new(0),
+        failed: AtomicU64::new(0),
+        progress: progress.clone(),
+        events: ClientEvents::default(),
+    };
+    let producer: BaseProducer<Deliveries> = config
+        .create_with_context(deliveries)
+        .with_context(|| format!("making a Kafka producer from {source}"))?;
+    let deliveries = producer.context().clone();
+    let topic = &args.kafka.topic;
+    wait_for_topic(producer.client(), &deliveries.events, topic, source, args.kafka.timeout(), stop)?;
+
+    let headers = args.headers.iter().fold(OwnedHeaders::new(), |headers, RecordHeader { name, value }| {
+        headers.insert(Header { key: name, value: Some(value) })
+    });
+    let outlet = Outlet { producer: &producer, topic, headers, deliveries: &deliveries, stop };
+    match &args.urls {
+        None => sample(args.count, &outlet)?,
+        Some(path) if path == Path::new("-") => lines(io::stdin().lock(), "standard input", &outlet)?,
+        Some(path) => {
+            let file = File::open(path).with_context(|| format!("opening --urls {}", path.display()))?;
+            lines(BufReader::new(file), &path.display().to_string(), &outlet)?;
+        }
+    }
+    // A record's own time limit (delivery.timeout.ms) ends the wait where the broker is away.
+    while producer.in_flight_count() > 0 && !stop.is_cancelled() {
+        producer.poll(Duration::from_millis(50));
+    }
+    let left = producer.in_flight_count();
+    if left > 0 {
+        tracing::warn!("stopped; whether {left} records were delivered is not known");
+    }
+    progress.finish_and_clear();
+    let failed = deliveries.failed.load(Ordering::Relaxed) + u64::try_from(left).unwrap_or_default();
+    Ok(Summary { delivered: deliveries.delivered.load(Ordering::Relaxed), failed })
+}
+
+/// Where records go out.
+struct Outlet<'a> {
+    producer: &'a BaseProducer<Deliveries>,
+    topic: &'a str,
+    headers: OwnedHeaders,
+    deliveries: &'a Deliveries,
+    stop: &'a CancellationToken,
+}
+
+impl Outlet<'_> {
+    /// Hands one record over, waiting while the producer's queue is full; false once stopped.
+    fn send(&self, key: Option<&str>, value: &str) -> anyhow::Result<bool> {
+        let mut record = BaseRecord::<str, str>::to(self.topic).payload(value).headers(self.headers.clone());
+        if let Some(key) = key {
+            record = record.key(key);
+        }
+        while let Err((error, unsent)) = self.producer.send(record) {
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                return Err(error).context("handing a record to the producer");
+            }
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            self.producer.poll(Duration::from_millis(50));
+            record = unsent;
+        }
+        self.producer.poll(Duration::ZERO);
+        Ok(!self.stop.is_cancelled())
+    }
+}
+
+/// `count` records of random keys and files.
+fn sample(count: u64, outlet: &Outlet<'_>) -> anyhow::Result<()> {
+    let mut random = Choices(jiff::Timestamp::now().as_nanosecond() as u64);
+    for _ in 0..count {
+        let url = format!("{SAMPLE_PREFIX}{}", random.one_of(&SAMPLE_FILES));
+        if !outlet.send(Some(random.one_of(&SAMPLE_KEYS)), &url)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The sample's URLs, for `demo`.
+pub(crate) fn sample_urls() -> impl Iterator<Item = String> {
+    SAMPLE_FILES.iter().map(|file| format!("{SAMPLE_PREFIX}{file}"))
+}
+
+/// The URLs of `input`, one a line. A line that is no URL counts as failed and is named; the others go on.
+fn lines(mut input: impl BufRead, name: &str, outlet: &Outlet<'_>) -> anyhow::Result<()> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if input.read_until(b'\n', &mut line).with_context(|| format!("reading {name}"))? == 0 {
+            break;
+        }
+        let text = line.trim_ascii();
+        if text.is_empty() || text.starts_with(b"#") {
+            continue;
+        }
+        match (WarmRequest::parse(text, []), std::str::from_utf8(text)) {
+            (Ok(_), Ok(url)) => {
+                if !outlet.send(None, url)? {
+                    break;
+                }
+            }
+            (Err(not_a_request), _) => outlet.deliveries.bad_line(name, number, &not_a_request.reason()),
+            (Ok(_), Err(_)) => outlet.deliveries.bad_line(name, number, "not UTF-8"),
+        }
+    }
+    Ok(())
+}
+
+/// Hears what became of each record.
+struct Deliveries {
+    verbose: bool,
+    delivered: AtomicU64,
+    failed: AtomicU64,
+    progress: ProgressBar,
+    events: ClientEvents,
+}
+
+impl Deliveries {
+    fn bad_line(&self, name: &str, number: u64, reason: &str) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.progress.suspend(|| eprintln!("{name}:{number}: {reason}"));
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.events.error(error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.events.log(level, facility, message);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        self.progress.inc(1);
+        match result {
+            Ok(message) => {
+                self.delivered.fetch_add(1, Ordering::Relaxed);
+                if self.verbose {
+                    let text = |bytes: Option<&[u8]>| {
+                        String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
+                    };
+                    let (topic, key, value) = (message.topic(), text(message.key()), text(message.payload()));
+                    self.progress.suspend(|| {
+                        // A closed pipe is the reader's choice and changes nothing for the records.
+                        let _ =
+                            writeln!(io::stdout(), "Message to topic {topic}: key = {key} value = {value}");
+                    });
+                }
+            }
+            Err((error, _)) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                self.progress.suspend(|| eprintln!("ERROR: Message failed delivery: {error}"));
+            }
+        }
+    }
+}
+
+/// A bar on a terminal, nothing in a pipe.
+fn progress(args: &Args) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    match args.urls {
+        None => {
+            ProgressBar::new(args.count).with_style(style("{bar:40} {pos}/{len} records {per_sec} {eta}"))
+        }
+        Some(_) => ProgressBar::no_length().with_style(style("{spinner} {pos} records {per_sec}")),
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Random enough to pick samples (splitmix64).
+struct Choices(u64);
+
+impl Choices {
+    fn one_of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^= mixed >> 31;
+        choices[(mixed % choices.len() as u64) as usize]
+    }
+}

@@ -1,0 +1,225 @@
+//! Log lines: text for people, one JSON object a line for Cloud Logging; outcomes are lines of their own.
+//!
+//! The JSON has the fields that Cloud Logging reads (cloud.google.com/logging/docs/structured-logging): `severity`,
+//! `message`, `time`; the values of an event stand beside them under their own names.
+
+use std::fmt;
+use std::io::{self, IsTerminal};
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::outcome::Outcome;
+
+/// The target of outcome events, whose field `outcome` holds the JSON object itself.
+const OUTCOME: &str = "cdnwarm::outcome";
+
+/// How and how much is logged.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct LogArgs {
+    /// How log lines look: JSON is for Cloud Logging; auto is text for a person, JSON for a service without a terminal
+    #[arg(long, value_enum, default_value_t = LogFormat::Auto, env = "CDNWARM_LOG_FORMAT", global = true)]
+    pub(crate) log_format: LogFormat,
+
+    /// What is logged: a level (error, warn, info, debug, trace) or tracing directives such as info,cdnwarm::kafka=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "CDNWARM_LOG", global = true)]
+    pub(crate) log: String,
+}
+
+/// The look of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Text on a terminal and for tools, JSON for services elsewhere.
+    Auto,
+    /// One line of text.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Where a role's lines go: a service's are its product, on stdout; a tool's stdout is for its results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Service,
+    Tool,
+}
+
+/// Sends all events to stdout or stderr from here on.
+///
+/// # Errors
+/// Directives that do not parse.
+pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log)
+        .map_err(|error| anyhow::anyhow!("--log {}: {error}", args.log))?
+        // Libraries speak only where something is wrong.
+        .add_directive("hyper=warn".parse()?)
+        .add_directive("h2=warn".parse()?)
+        .add_directive("rustls=warn".parse()?);
+    let json = match (args.log_format, role) {
+        (LogFormat::Json, _) => true,
+        (LogFormat::Text, _) | (LogFormat::Auto, Role::Tool) => false,
+        (LogFormat::Auto, Role::Service) => !io::stdout().is_terminal(),
+    };
+    match role {
+        Role::Service => install(filter, json, io::stdout().is_terminal(), io::stdout),
+        Role::Tool => install(filter, json, io::stderr().is_terminal(), io::stderr),
+    }
+    Ok(())
+}
+
+fn install<W: for<'w> MakeWriter<'w> + Send + Sync + 'static>(
+    filter: EnvFilter,
+    json: bool,
+    ansi: bool,
+    writer: W,
+) {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(writer);
+    // A second call, as in tests that run roles in one process, keeps the first subscriber.
+    let _ = if json {
+        builder.event_format(CloudLogging).try_init()
+    } else {
+        builder.event_format(Text).try_init()
+    };
+}
+
+/// The one line of an outcome: the object of `schemas/outcome.schema.json` beside severity, message and time.
+pub(crate) fn log_outcome(outcome: &Outcome) {
+    if !tracing::enabled!(target: OUTCOME, Level::INFO) {
+        return;
+    }
+    // Serializing plain values into memory cannot fail.
+    let json = serde_json::to_string(outcome).unwrap_or_default();
+    tracing::info!(target: OUTCOME, outcome = json, "{} {} in {}", outcome.verdict, outcome.url, outcome.region);
+}
+
+/// One JSON object a line.
+struct CloudLogging;
+
+impl<S, N> FormatEvent<S, N> for CloudLogging
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::of(event);
+        let severity = match *event.metadata().level() {
+            Level::ERROR => "ERROR",
+            Level::WARN => "WARNING",
+            Level::INFO => "INFO",
+            Level::DEBUG | Level::TRACE => "DEBUG",
+        };
+        let outcome = fields.take_outcome(event);
+        let mut line = Map::new();
+        line.insert("severity".to_owned(), severity.into());
+        line.insert("time".to_owned(), Timestamp::now().to_string().into());
+        line.insert("message".to_owned(), fields.message.into());
+        if event.metadata().target() != OUTCOME {
+            line.insert("target".to_owned(), event.metadata().target().into());
+        }
+        line.extend(fields.values);
+        line.extend(outcome);
+        writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+/// Time, level, message and values; an outcome's message says it all.
+struct Text;
+
+impl<S, N> FormatEvent<S, N> for Text
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::of(event);
+        let outcome = fields.take_outcome(event);
+        let level = event.metadata().level();
+        let now = Timestamp::now();
+        let (on, off) = match (writer.has_ansi_escapes(), *level) {
+            (true, Level::ERROR) => ("\x1b[31m", "\x1b[0m"),
+            (true, Level::WARN) => ("\x1b[33m", "\x1b[0m"),
+            _ => ("", ""),
+        };
+        write!(writer, "{now:.3} {on}{level:>5}{off} {}", fields.message)?;
+        for (name, value) in &fields.values {
+            write!(writer, " {name}={value}")?;
+        }
+        if let Some(total_ms) = outcome.get("total_ms").and_then(Value::as_f64) {
+            write!(writer, " {total_ms:.1} ms")?;
+        }
+        writeln!(writer)
+    }
+}
+
+/// The values of one event.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    values: Map<String, Value>,
+}
+
+impl Fields {
+    fn of(event: &Event<'_>) -> Self {
+        let mut fields = Self::default();
+        event.record(&mut fields);
+        fields
+    }
+
+    /// The outcome's own object, where the event is one.
+    fn take_outcome(&mut self, event: &Event<'_>) -> Map<String, Value> {
+        if event.metadata().target() != OUTCOME {
+            return Map::new();
+        }
+        match self.values.remove("outcome") {
+            Some(Value::String(json)) => serde_json::from_str(&json).unwrap_or_default(),
+            _ => Map::new(),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            value.clone_into(&mut self.message);
+        } else {
+            self.values.insert(field.name().to_owned(), value.into());
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.values.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.values.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.values.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.values.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+}
