@@ -1,0 +1,3 @@
+//! Everything with a socket, as one test binary.
+
+mod embedded_pubsub;
