@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cdnwarm::demo::pubsub::EmbeddedPubsub;
@@ -14,6 +14,7 @@ use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pb::publisher_client::PublisherClient;
@@ -53,9 +54,14 @@ impl Server {
         Self { addr, publisher, subscriber: SubscriberClient::new(channel), stop, running }
     }
 
-    async fn subscribe(&mut self, id: &str, change: impl FnOnce(&mut pb::Subscription)) -> Result<String, Status> {
+    async fn subscribe(
+        &mut self,
+        id: &str,
+        change: impl FnOnce(&mut pb::Subscription),
+    ) -> Result<String, Status> {
         let name = format!("{PROJECT}/subscriptions/{id}");
-        let mut request = pb::Subscription { name: name.clone(), topic: TOPIC.to_owned(), ..Default::default() };
+        let mut request =
+            pb::Subscription { name: name.clone(), topic: TOPIC.to_owned(), ..Default::default() };
         change(&mut request);
         self.subscriber.create_subscription(request).await.map(|_| name)
     }
@@ -71,7 +77,11 @@ impl Server {
         self.publisher.publish(request).await.map(|response| response.into_inner().message_ids)
     }
 
-    async fn pull(&mut self, subscription: &str, max_messages: i32) -> Result<Vec<pb::ReceivedMessage>, Status> {
+    async fn pull(
+        &mut self,
+        subscription: &str,
+        max_messages: i32,
+    ) -> Result<Vec<pb::ReceivedMessage>, Status> {
         self.pull_within(subscription, max_messages, false).await
     }
 
@@ -82,19 +92,31 @@ impl Server {
         at_once: bool,
     ) -> Result<Vec<pb::ReceivedMessage>, Status> {
         #[expect(deprecated, reason = "the way to see that there is nothing without waiting for it")]
-        let request =
-            pb::PullRequest { subscription: subscription.to_owned(), return_immediately: at_once, max_messages };
+        let request = pb::PullRequest {
+            subscription: subscription.to_owned(),
+            return_immediately: at_once,
+            max_messages,
+        };
         let response = timeout(DEADLINE, self.subscriber.pull(request)).await.expect("no answer to a pull");
         response.map(|response| response.into_inner().received_messages)
     }
 
-    async fn acknowledge(&mut self, subscription: &str, received: &[pb::ReceivedMessage]) -> Result<(), Status> {
+    async fn acknowledge(
+        &mut self,
+        subscription: &str,
+        received: &[pb::ReceivedMessage],
+    ) -> Result<(), Status> {
         let ack_ids = received.iter().map(|received| received.ack_id.clone()).collect();
         let request = pb::AcknowledgeRequest { subscription: subscription.to_owned(), ack_ids };
         self.subscriber.acknowledge(request).await.map(|_| ())
     }
 
-    async fn modify(&mut self, subscription: &str, ack_id: &str, ack_deadline_seconds: i32) -> Result<(), Status> {
+    async fn modify(
+        &mut self,
+        subscription: &str,
+        ack_id: &str,
+        ack_deadline_seconds: i32,
+    ) -> Result<(), Status> {
         let (subscription, ack_ids) = (subscription.to_owned(), vec![ack_id.to_owned()]);
         let request = pb::ModifyAckDeadlineRequest { subscription, ack_ids, ack_deadline_seconds };
         self.subscriber.modify_ack_deadline(request).await.map(|_| ())
@@ -153,7 +175,8 @@ impl Endpoint {
                     let (sender, answer, count) = (sender.clone(), Arc::clone(&answer), Arc::clone(&count));
                     async move {
                         let (head, body) = request.into_parts();
-                        let body: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+                        let body: Value =
+                            serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
                         let status = answer(count.fetch_add(1, Ordering::SeqCst), &body);
                         let _ = sender.send(Push { at: Instant::now(), head, body }).await;
                         if status == 0 {
@@ -164,8 +187,7 @@ impl Endpoint {
                         Ok::<_, Infallible>(response)
                     }
                 });
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(connection);
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
         });
         Self { addr, pushes, serving }
@@ -187,16 +209,24 @@ async fn google_s_sdk_creates_publishes_receives_and_acknowledges() {
     let server = Server::start().await;
     let endpoint = format!("http://{}", server.addr);
     let credentials = || anonymous::Builder::new().build();
-    let topics = TopicAdmin::builder().with_endpoint(&endpoint).with_credentials(credentials()).build().await.unwrap();
+    let topics =
+        TopicAdmin::builder().with_endpoint(&endpoint).with_credentials(credentials()).build().await.unwrap();
     let topic = topics.create_topic().set_name("projects/sdk/topics/greetings").send().await.unwrap();
     assert_eq!(topics.get_topic().set_topic(&topic.name).send().await.unwrap().name, topic.name);
     let listed = topics.list_topics().set_project("projects/sdk").send().await.unwrap();
     assert_eq!(listed.topics.len(), 1);
     let again = topics.create_topic().set_name(&topic.name).send().await.unwrap_err();
-    assert_eq!(again.status().unwrap().message, "Resource already exists in the project (resource=greetings).");
+    assert_eq!(
+        again.status().unwrap().message,
+        "Resource already exists in the project (resource=greetings)."
+    );
 
-    let admin =
-        SubscriptionAdmin::builder().with_endpoint(&endpoint).with_credentials(credentials()).build().await.unwrap();
+    let admin = SubscriptionAdmin::builder()
+        .with_endpoint(&endpoint)
+        .with_credentials(credentials())
+        .build()
+        .await
+        .unwrap();
     let subscription = admin
         .create_subscription()
         .set_name("projects/sdk/subscriptions/reader")
@@ -208,8 +238,12 @@ async fn google_s_sdk_creates_publishes_receives_and_acknowledges() {
         .unwrap();
     assert_eq!((subscription.ack_deadline_seconds, subscription.filter.as_str()), (20, "attributes:wanted"));
 
-    let publisher =
-        Publisher::builder(&topic.name).with_endpoint(&endpoint).with_credentials(credentials()).build().await.unwrap();
+    let publisher = Publisher::builder(&topic.name)
+        .with_endpoint(&endpoint)
+        .with_credentials(credentials())
+        .build()
+        .await
+        .unwrap();
     publisher.publish(Message::new().set_data("unwanted")).await.unwrap();
     for number in 0..20 {
         let message = Message::new().set_data(format!("hello {number}")).set_attributes([("wanted", "yes")]);
@@ -285,14 +319,17 @@ async fn an_expired_deadline_delivers_again() {
 #[tokio::test]
 async fn a_filter_decides_what_a_subscription_gets() {
     let mut server = Server::start().await;
-    let filter = |region: &str| format!("NOT attributes:\"warm-region-filtered\" OR attributes:\"warm-region-{region}\"");
+    let filter = |region: &str| {
+        format!("NOT attributes:\"warm-region-filtered\" OR attributes:\"warm-region-{region}\"")
+    };
     let eu = server.subscribe("eu1", |request| request.filter = filter("eu")).await.unwrap();
     let us = server.subscribe("us1", |request| request.filter = filter("us")).await.unwrap();
     let only_us = [("warm-region-filtered", "1"), ("warm-region-us", "1")];
     server.publish(vec![message("all"), with_attributes("us", &only_us)]).await.unwrap();
     assert_eq!(texts(&server.pull(&eu, 10).await.unwrap()), ["all"]);
     assert_eq!(texts(&server.pull(&us, 10).await.unwrap()), ["all", "us"]);
-    let malformed = server.subscribe("bad", |request| request.filter = "attributes".to_owned()).await.unwrap_err();
+    let malformed =
+        server.subscribe("bad", |request| request.filter = "attributes".to_owned()).await.unwrap_err();
     assert_eq!(malformed.code(), Code::InvalidArgument);
     server.stop().await;
 }
@@ -310,13 +347,17 @@ async fn publish_limits_hold_on_the_wire() {
         (vec![message("")], "empty"),
         (vec![with_attributes("x", &[("", "v")])], "attribute key"),
         (vec![with_attributes("x", &[("k", &"v".repeat(1_025))])], "attribute k exceeds"),
-        (vec![message("x"), pb::PubsubMessage { ordering_key: "k".to_owned(), ..message("x") }], "ordering key"),
+        (
+            vec![message("x"), pb::PubsubMessage { ordering_key: "k".to_owned(), ..message("x") }],
+            "ordering key",
+        ),
     ] {
         let error = server.publish(messages).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument);
         assert!(error.message().contains(why), "{error}");
     }
-    let request = pb::PublishRequest { topic: format!("{PROJECT}/topics/none"), messages: vec![message("x")] };
+    let request =
+        pb::PublishRequest { topic: format!("{PROJECT}/topics/none"), messages: vec![message("x")] };
     let error = server.publisher.publish(request).await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::NotFound, "Resource not found (resource=none)."));
     server.stop().await;
@@ -331,7 +372,10 @@ async fn administration_answers_as_production_does() {
     let no_topic = server.subscribe("none", |request| request.topic = format!("{PROJECT}/topics/none")).await;
     assert_eq!(no_topic.unwrap_err().message(), "Resource not found (resource=none).");
     for (id, change) in [
-        ("dead", (|request| request.dead_letter_policy = Some(Default::default())) as fn(&mut pb::Subscription)),
+        (
+            "dead",
+            (|request| request.dead_letter_policy = Some(Default::default())) as fn(&mut pb::Subscription),
+        ),
         ("ordered", |request| request.enable_message_ordering = true),
         ("once", |request| request.enable_exactly_once_delivery = true),
     ] {
@@ -344,20 +388,27 @@ async fn administration_answers_as_production_does() {
     assert_eq!(https.await.unwrap_err().code(), Code::InvalidArgument);
     let request = pb::ListTopicSubscriptionsRequest { topic: TOPIC.to_owned(), ..Default::default() };
     let listed = server.publisher.list_topic_subscriptions(request).await.unwrap().into_inner();
-    assert_eq!(listed.subscriptions, [name.clone()]);
+    assert_eq!(listed.subscriptions, std::slice::from_ref(&name));
     let unserved = server.publisher.update_topic(pb::UpdateTopicRequest::default()).await.unwrap_err();
     assert_eq!(unserved.code(), Code::Unimplemented);
 
     server.publish(vec![message("kept")]).await.unwrap();
     server.publisher.delete_topic(pb::DeleteTopicRequest { topic: TOPIC.to_owned() }).await.unwrap();
     let request = pb::GetSubscriptionRequest { subscription: name.clone() };
-    assert_eq!(server.subscriber.get_subscription(request).await.unwrap().into_inner().topic, "_deleted-topic_");
+    assert_eq!(
+        server.subscriber.get_subscription(request).await.unwrap().into_inner().topic,
+        "_deleted-topic_"
+    );
     assert_eq!(texts(&server.pull(&name, 1).await.unwrap()), ["kept"]);
     let mut waiting = server.subscriber.clone();
     #[expect(deprecated, reason = "a request has this field")]
     let request = pb::PullRequest { subscription: name.clone(), return_immediately: false, max_messages: 1 };
     let pull = tokio::spawn(async move { waiting.pull(request).await });
-    server.subscriber.delete_subscription(pb::DeleteSubscriptionRequest { subscription: name }).await.unwrap();
+    server
+        .subscriber
+        .delete_subscription(pb::DeleteSubscriptionRequest { subscription: name })
+        .await
+        .unwrap();
     assert_eq!(timeout(DEADLINE, pull).await.unwrap().unwrap().unwrap_err().code(), Code::NotFound);
     server.stop().await;
 }
@@ -430,7 +481,8 @@ async fn a_push_is_wrapped_and_a_204_acknowledges_it() {
     let mut server = Server::start().await;
     let mut endpoint = Endpoint::start(|_, _| 204).await;
     let subscription = server.subscribe_push("push", &endpoint).await;
-    let published = pb::PubsubMessage { ordering_key: "key".to_owned(), ..with_attributes("hi", &[("k", "v")]) };
+    let published =
+        pb::PubsubMessage { ordering_key: "key".to_owned(), ..with_attributes("hi", &[("k", "v")]) };
     let ids = server.publish(vec![published]).await.unwrap();
     let Push { head, body, .. } = endpoint.push().await;
     assert_eq!((head.method.as_str(), head.uri.to_string()), ("POST", "/push?token=t".to_owned()));
@@ -448,8 +500,13 @@ async fn a_push_is_wrapped_and_a_204_acknowledges_it() {
     assert_eq!(body, expected);
     let pulled = server.pull(&subscription, 1).await.unwrap_err();
     assert_eq!(pulled.code(), Code::FailedPrecondition);
+    let ids = server.publish(vec![message("next")]).await.unwrap();
+    assert_eq!(
+        endpoint.push().await.body["message"]["messageId"],
+        ids[0],
+        "the first one is not pushed again"
+    );
     server.stop().await;
-    assert!(endpoint.pushes.try_recv().is_err(), "acknowledged, so not pushed again");
 }
 
 #[tokio::test]
@@ -517,7 +574,11 @@ async fn deleting_a_subscription_ends_its_pushes_and_stopping_does_not_wait_for_
     server.publish(vec![message("a")]).await.unwrap();
     silent.push().await;
     other.push().await;
-    server.subscriber.delete_subscription(pb::DeleteSubscriptionRequest { subscription: name }).await.unwrap();
+    server
+        .subscriber
+        .delete_subscription(pb::DeleteSubscriptionRequest { subscription: name })
+        .await
+        .unwrap();
     server.publish(vec![message("b")]).await.unwrap();
     other.push().await;
     assert!(silent.pushes.try_recv().is_err());
@@ -541,34 +602,38 @@ async fn rest(client: &RestClient, addr: SocketAddr, method: &str, path: &str, b
 async fn rest_does_what_grpc_does_on_the_same_port() {
     let server = Server::start().await;
     let client: RestClient = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
-    let done = Mutex::new(Vec::new());
-    let rest = async |method: &str, path: &str, body: &str| {
-        let (status, answer) = rest(&client, server.addr, method, path, body).await;
-        done.lock().unwrap().push(format!("{method} {path} {status} {answer}"));
-        (status, answer)
-    };
+    let rest =
+        async |method: &str, path: &str, body: &str| rest(&client, server.addr, method, path, body).await;
     let sub = "/v1/projects/test/subscriptions/sub";
     let created = rest("PUT", "/v1/projects/test/topics/other", "").await;
     assert_eq!(created, (200, json!({ "name": "projects/test/topics/other", "state": "ACTIVE" })));
-    let (status, created) = rest("PUT", sub, &json!({ "topic": TOPIC, "ack_deadline_seconds": 60 }).to_string()).await;
+    let (status, created) =
+        rest("PUT", sub, &json!({ "topic": TOPIC, "ack_deadline_seconds": 60 }).to_string()).await;
     assert_eq!((status, &created["ackDeadlineSeconds"], &created["topic"]), (200, &json!(60), &json!(TOPIC)));
     assert_eq!(rest("GET", sub, "").await, (200, created));
     let (_, topics) = rest("GET", "/v1/projects/test/topics?pageSize=1", "").await;
-    assert_eq!((topics["topics"].as_array().unwrap().len(), &topics["nextPageToken"]), (1, &json!("projects/test/topics/other")));
+    assert_eq!(topics["topics"].as_array().unwrap().len(), 1);
+    assert_eq!(topics["nextPageToken"], "projects/test/topics/other");
     let messages = json!({ "messages": [{ "data": "aGk=", "attributes": { "k": "v" } }] }).to_string();
     let (status, published) = rest("POST", "/v1/projects/test/topics/urls:publish", &messages).await;
     assert_eq!((status, published["messageIds"].as_array().unwrap().len()), (200, 1));
     let (_, pulled) = rest("POST", &format!("{sub}:pull"), r#"{"maxMessages":"10"}"#).await;
     let received = &pulled["receivedMessages"][0];
-    assert_eq!((&received["message"]["data"], &received["message"]["attributes"]["k"]), (&json!("aGk="), &json!("v")));
+    assert_eq!(
+        (&received["message"]["data"], &received["message"]["attributes"]["k"]),
+        (&json!("aGk="), &json!("v"))
+    );
     let ids = |more: &str| format!("{{\"ackIds\":[{}]{more}}}", received["ackId"]);
-    assert_eq!(rest("POST", &format!("{sub}:modifyAckDeadline"), &ids(",\"ackDeadlineSeconds\":30")).await, (200, json!({})));
+    let modify = ids(",\"ackDeadlineSeconds\":30");
+    assert_eq!(rest("POST", &format!("{sub}:modifyAckDeadline"), &modify).await, (200, json!({})));
     assert_eq!(rest("POST", &format!("{sub}:acknowledge"), &ids("")).await, (200, json!({})));
-    let (_, pulled) = rest("POST", &format!("{sub}:pull"), r#"{"maxMessages":1,"returnImmediately":true}"#).await;
+    let (_, pulled) =
+        rest("POST", &format!("{sub}:pull"), r#"{"maxMessages":1,"returnImmediately":true}"#).await;
     assert_eq!(pulled, json!({}));
     assert_eq!(rest("DELETE", sub, "").await, (200, json!({})));
     let (status, missing) = rest("GET", sub, "").await;
-    let error = json!({ "code": 404, "message": "Resource not found (resource=sub).", "status": "NOT_FOUND" });
+    let error =
+        json!({ "code": 404, "message": "Resource not found (resource=sub).", "status": "NOT_FOUND" });
     assert_eq!((status, missing), (404, json!({ "error": error })));
     for (method, path, body, expected) in [
         ("PATCH", sub, "{}", 501),
@@ -582,7 +647,11 @@ async fn rest_does_what_grpc_does_on_the_same_port() {
         ("PUT", sub, r#"{"topic":"projects/test/topics/urls","deadLetterPolicy":{}}"#, 501),
     ] {
         let (status, answer) = rest(method, path, body).await;
-        assert_eq!((status, &answer["error"]["code"]), (expected, &json!(expected)), "{method} {path}: {answer}");
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (expected, &json!(expected)),
+            "{method} {path}: {answer}"
+        );
     }
     server.stop().await;
 }

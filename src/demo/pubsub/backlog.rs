@@ -124,7 +124,8 @@ impl Backlog {
         self.bytes += size_bytes;
         self.ready.push_back(sequence);
         let expires = now + self.retention;
-        self.entries.insert(sequence, Entry { message, size_bytes, expires, attempts: 0, state: State::Ready });
+        self.entries
+            .insert(sequence, Entry { message, size_bytes, expires, attempts: 0, state: State::Ready });
     }
 
     /// Leases to `consumer` what is ready, as far as its limits allow.
@@ -307,7 +308,11 @@ mod tests {
         backlog.acknowledge(first[0].id);
         assert_eq!(one.held_messages(), 1);
         assert!(backlog.lease(&two, now + DEADLINE - SECOND).is_empty());
-        assert_eq!(ids(&backlog.lease(&consumer(9), now + DEADLINE)), ["1", "2"], "what was not acknowledged");
+        assert_eq!(
+            ids(&backlog.lease(&consumer(9), now + DEADLINE)),
+            ["1", "2"],
+            "what was not acknowledged"
+        );
     }
 
     #[test]
@@ -379,6 +384,9 @@ mod tests {
         let long = Consumer::new(1, usize::MAX, Duration::from_secs(6_000));
         assert_eq!(backlog.lease(&long, now).len(), 1);
         assert!(backlog.lease(&consumer(9), now + Duration::from_secs(600)).is_empty());
-        assert_eq!((backlog.bytes, backlog.entries.len(), backlog.due.len(), long.held_messages()), (0, 0, 0, 0));
+        assert_eq!(
+            (backlog.bytes, backlog.entries.len(), backlog.due.len(), long.held_messages()),
+            (0, 0, 0, 0)
+        );
     }
 }

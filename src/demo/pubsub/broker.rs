@@ -75,10 +75,17 @@ impl Broker {
 
     pub(super) fn get_topic(&self, request: &pb::GetTopicRequest) -> Result<pb::Topic, Status> {
         let state = self.state();
-        state.topics.get(&request.topic).map(|topic| topic.resource.clone()).ok_or_else(|| not_found(&request.topic))
+        state
+            .topics
+            .get(&request.topic)
+            .map(|topic| topic.resource.clone())
+            .ok_or_else(|| not_found(&request.topic))
     }
 
-    pub(super) fn list_topics(&self, request: &pb::ListTopicsRequest) -> Result<pb::ListTopicsResponse, Status> {
+    pub(super) fn list_topics(
+        &self,
+        request: &pb::ListTopicsRequest,
+    ) -> Result<pb::ListTopicsResponse, Status> {
         let state = self.state();
         let prefix = format!("{}/", request.project);
         let (topics, next_page_token) = page(&state.topics, &prefix, request.page_size, &request.page_token)?;
@@ -92,7 +99,8 @@ impl Broker {
     ) -> Result<pb::ListTopicSubscriptionsResponse, Status> {
         let state = self.state();
         let topic = state.topics.get(&request.topic).ok_or_else(|| not_found(&request.topic))?;
-        let (found, next_page_token) = page(&topic.subscriptions, "", request.page_size, &request.page_token)?;
+        let (found, next_page_token) =
+            page(&topic.subscriptions, "", request.page_size, &request.page_token)?;
         let subscriptions = found.into_iter().map(|subscription| subscription.name().to_owned()).collect();
         Ok(pb::ListTopicSubscriptionsResponse { subscriptions, next_page_token })
     }
@@ -131,7 +139,10 @@ impl Broker {
     }
 
     /// Creates a subscription and, where it has an endpoint, starts to push.
-    pub(super) fn create_subscription(&self, subscription: pb::Subscription) -> Result<pb::Subscription, Status> {
+    pub(super) fn create_subscription(
+        &self,
+        subscription: pb::Subscription,
+    ) -> Result<pb::Subscription, Status> {
         let resource = checks::subscription(subscription)?;
         let mut state = self.state();
         if state.subscriptions.contains_key(&resource.name) {
@@ -152,7 +163,10 @@ impl Broker {
         Ok(resource)
     }
 
-    pub(super) fn get_subscription(&self, request: &pb::GetSubscriptionRequest) -> Result<pb::Subscription, Status> {
+    pub(super) fn get_subscription(
+        &self,
+        request: &pb::GetSubscriptionRequest,
+    ) -> Result<pb::Subscription, Status> {
         self.subscription(&request.subscription).map(|subscription| subscription.resource())
     }
 
@@ -162,7 +176,8 @@ impl Broker {
     ) -> Result<pb::ListSubscriptionsResponse, Status> {
         let state = self.state();
         let prefix = format!("{}/", request.project);
-        let (found, next_page_token) = page(&state.subscriptions, &prefix, request.page_size, &request.page_token)?;
+        let (found, next_page_token) =
+            page(&state.subscriptions, &prefix, request.page_size, &request.page_token)?;
         let subscriptions = found.into_iter().map(|subscription| subscription.resource()).collect();
         Ok(pb::ListSubscriptionsResponse { subscriptions, next_page_token })
     }
@@ -195,10 +210,15 @@ impl Broker {
     /// Returns what is there; where that is nothing, waits a while for a first message.
     pub(super) async fn pull(&self, request: pb::PullRequest) -> Result<pb::PullResponse, Status> {
         let subscription = self.pulled_subscription(&request.subscription)?;
-        let max_messages = usize::try_from(request.max_messages).ok().filter(|max| *max > 0).ok_or_else(|| {
-            Status::invalid_argument(format!("max_messages must be positive (max_messages={}).", request.max_messages))
-        })?;
-        let consumer = Consumer::new(max_messages.min(MAX_PULL_MESSAGES), usize::MAX, subscription.ack_deadline());
+        let max_messages =
+            usize::try_from(request.max_messages).ok().filter(|max| *max > 0).ok_or_else(|| {
+                Status::invalid_argument(format!(
+                    "max_messages must be positive (max_messages={}).",
+                    request.max_messages
+                ))
+            })?;
+        let consumer =
+            Consumer::new(max_messages.min(MAX_PULL_MESSAGES), usize::MAX, subscription.ack_deadline());
         #[expect(deprecated, reason = "clients still send it")]
         let wait = if request.return_immediately { Duration::ZERO } else { PULL_WAIT };
         let deliveries = tokio::select! {
@@ -208,7 +228,8 @@ impl Broker {
             () = self.closing.cancelled() => return Err(stopping()),
             () = sleep(wait) => Vec::new(),
         };
-        let received_messages = deliveries.into_iter().map(|delivery| subscription.received(delivery)).collect();
+        let received_messages =
+            deliveries.into_iter().map(|delivery| subscription.received(delivery)).collect();
         Ok(pb::PullResponse { received_messages })
     }
 
@@ -216,7 +237,9 @@ impl Broker {
     pub(super) fn pulled_subscription(&self, name: &str) -> Result<Arc<Subscription>, Status> {
         let subscription = self.subscription(name)?;
         if subscription.push_endpoint().is_some() {
-            return Err(Status::failed_precondition("This method is not supported for this subscription type."));
+            return Err(Status::failed_precondition(
+                "This method is not supported for this subscription type.",
+            ));
         }
         Ok(subscription)
     }
@@ -283,7 +306,8 @@ fn page<'a, T>(
     let size = usize::try_from(page_size).map_err(|_| Status::invalid_argument("page_size is negative."))?;
     let size = if size == 0 { MAX_RESOURCES } else { size };
     let after = if token.is_empty() { Bound::Included(prefix) } else { Bound::Excluded(token) };
-    let rest = all.range::<str, _>((after, Bound::Unbounded)).take_while(|(name, _)| name.starts_with(prefix));
+    let rest =
+        all.range::<str, _>((after, Bound::Unbounded)).take_while(|(name, _)| name.starts_with(prefix));
     let mut found: Vec<_> = rest.take(size.saturating_add(1)).collect();
     let more = found.len() > size;
     found.truncate(size);
@@ -297,7 +321,12 @@ mod tests {
 
     #[test]
     fn pages_follow_each_other_and_stay_in_their_project() {
-        let names = ["projects/a/topics/one", "projects/a/topics/three", "projects/a/topics/two", "projects/ab/topics/x"];
+        let names = [
+            "projects/a/topics/one",
+            "projects/a/topics/three",
+            "projects/a/topics/two",
+            "projects/ab/topics/x",
+        ];
         let all: BTreeMap<String, &str> = names.iter().map(|name| ((*name).to_owned(), *name)).collect();
         let (first, token) = page(&all, "projects/a/", 2, "").unwrap();
         assert_eq!((first, token.as_str()), (vec![&names[0], &names[1]], names[1]));
@@ -319,7 +348,8 @@ mod tests {
             broker.create_subscription(resource).unwrap();
         }
         let publish = |attributes: &[(&str, &str)]| {
-            let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let attributes =
+                attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
             let data = vec![0; 8 * 1024 * 1024].into();
             let message = pb::PubsubMessage { data, attributes, ..pb::PubsubMessage::default() };
             broker.publish(pb::PublishRequest { topic: topic.clone(), messages: vec![message] })

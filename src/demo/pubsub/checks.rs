@@ -18,7 +18,6 @@ const MAX_ORDERING_KEY_BYTES: usize = 1_024;
 const MAX_SECONDS: u64 = 600;
 const DAY_SECONDS: i64 = 24 * 60 * 60;
 
-/// A project's or a resource's last part, for the messages of errors.
 pub(super) fn not_found(name: &str) -> Status {
     Status::not_found(format!("Resource not found (resource={}).", last_part(name)))
 }
@@ -75,16 +74,20 @@ pub(super) fn publish(request: &pb::PublishRequest) -> Result<(), Status> {
     }
     for (index, message) in request.messages.iter().enumerate() {
         if message.data.is_empty() && message.attributes.is_empty() {
-            return bad("One or more messages in the publish request is empty. Each message must contain either \
+            return bad(
+                "One or more messages in the publish request is empty. Each message must contain either \
                         non-empty data, or at least one attribute."
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if message.attributes.len() > MAX_ATTRIBUTES {
             return bad(format!("Message {index} has more than {MAX_ATTRIBUTES} attributes."));
         }
         for (key, value) in &message.attributes {
             if !(1..=MAX_ATTRIBUTE_KEY_BYTES).contains(&key.len()) {
-                return bad(format!("Message {index}: an attribute key has not 1 to {MAX_ATTRIBUTE_KEY_BYTES} bytes."));
+                return bad(format!(
+                    "Message {index}: an attribute key has not 1 to {MAX_ATTRIBUTE_KEY_BYTES} bytes."
+                ));
             }
             if value.len() > MAX_ATTRIBUTE_VALUE_BYTES {
                 return bad(format!(
@@ -159,7 +162,9 @@ pub(super) fn retention(subscription: &pb::Subscription) -> Result<Duration, Sta
         return Ok(Duration::from_secs(7 * DAY_SECONDS.unsigned_abs()));
     };
     Duration::try_from(retention).ok().filter(|retention| (low..=high).contains(retention)).ok_or_else(|| {
-        Status::invalid_argument(format!("Invalid message_retention_duration ({retention}): 10 minutes to 31 days."))
+        Status::invalid_argument(format!(
+            "Invalid message_retention_duration ({retention}): 10 minutes to 31 days."
+        ))
     })
 }
 
@@ -169,7 +174,9 @@ pub(super) fn retry_policy(policy: &pb::RetryPolicy) -> Result<(Duration, Durati
         let Some(backoff) = backoff else { return Ok(Duration::from_secs(default)) };
         let limit = Duration::from_secs(MAX_SECONDS);
         Duration::try_from(backoff).ok().filter(|backoff| *backoff <= limit).ok_or_else(|| {
-            Status::invalid_argument(format!("Invalid retry_policy.{what} ({backoff}): 0 to 600 seconds are allowed."))
+            Status::invalid_argument(format!(
+                "Invalid retry_policy.{what} ({backoff}): 0 to 600 seconds are allowed."
+            ))
         })
     };
     let minimum = checked(policy.minimum_backoff, 10, "minimum_backoff")?;
@@ -182,11 +189,13 @@ pub(super) fn retry_policy(policy: &pb::RetryPolicy) -> Result<(Duration, Durati
 
 /// A new deadline of 0 to 600 seconds.
 pub(super) fn ack_deadline_extension(seconds: i32) -> Result<Duration, Status> {
-    u64::try_from(seconds).ok().filter(|seconds| *seconds <= MAX_SECONDS).map(Duration::from_secs).ok_or_else(|| {
-        Status::invalid_argument(format!(
-            "Invalid ack deadline given (ack_deadline_seconds={seconds}): 0 to 600 seconds are allowed."
-        ))
-    })
+    u64::try_from(seconds).ok().filter(|seconds| *seconds <= MAX_SECONDS).map(Duration::from_secs).ok_or_else(
+        || {
+            Status::invalid_argument(format!(
+                "Invalid ack deadline given (ack_deadline_seconds={seconds}): 0 to 600 seconds are allowed."
+            ))
+        },
+    )
 }
 
 /// The deadline of a stream, 10 to 600 seconds.
@@ -216,7 +225,8 @@ fn push_config(push: &pb::PushConfig) -> Result<(), Status> {
     if endpoint.is_empty() {
         return Ok(());
     }
-    let bad = |why| Status::invalid_argument(format!("Invalid push endpoint given (endpoint={endpoint}): {why}."));
+    let bad =
+        |why| Status::invalid_argument(format!("Invalid push endpoint given (endpoint={endpoint}): {why}."));
     let uri: Uri = endpoint.parse().map_err(|_| bad("it is no URL"))?;
     match uri.scheme_str() {
         Some("http") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(()),
@@ -240,9 +250,20 @@ mod tests {
         }
         let too_long = format!("projects/p/topics/{}", "a".repeat(256));
         for bad in [
-            "", "abc", "projects/p/topics/ab", "projects/p/topics/9bc", "projects/p/topics/googabc", "projects//topics/abc",
-            "projects/p/topics/a bc", "projects/p/topics/abc/d", "projects/p/subscriptions/abc", "projects/p/topics/äbc",
-            "/projects/p/topics/abc", "projects/p/topicsabc", "projects/p/topics/", &too_long,
+            "",
+            "abc",
+            "projects/p/topics/ab",
+            "projects/p/topics/9bc",
+            "projects/p/topics/googabc",
+            "projects//topics/abc",
+            "projects/p/topics/a bc",
+            "projects/p/topics/abc/d",
+            "projects/p/subscriptions/abc",
+            "projects/p/topics/äbc",
+            "/projects/p/topics/abc",
+            "projects/p/topicsabc",
+            "projects/p/topics/",
+            &too_long,
         ] {
             assert_eq!(name(bad, "topics").expect_err(bad).code(), tonic::Code::InvalidArgument);
         }
@@ -265,7 +286,9 @@ mod tests {
     }
 
     fn attributes(count: usize) -> Result<(), Status> {
-        request(|request| request.messages[0].attributes = (0..count).map(|i| (i.to_string(), String::new())).collect())
+        request(|request| {
+            request.messages[0].attributes = (0..count).map(|i| (i.to_string(), String::new())).collect()
+        })
     }
 
     fn data(bytes: usize) -> Result<(), Status> {
@@ -288,8 +311,15 @@ mod tests {
             request.messages.push(keyed);
         });
         for bad in [
-            attribute(0, 1), attribute(257, 1), attribute(1, 1_025), repeated(0), repeated(1_001), attributes(101), data(0),
-            data(MAX_PUBLISH_BYTES), mixed,
+            attribute(0, 1),
+            attribute(257, 1),
+            attribute(1, 1_025),
+            repeated(0),
+            repeated(1_001),
+            attributes(101),
+            data(0),
+            data(MAX_PUBLISH_BYTES),
+            mixed,
         ] {
             assert_eq!(bad.unwrap_err().code(), tonic::Code::InvalidArgument);
         }
@@ -308,7 +338,8 @@ mod tests {
         assert_eq!(resource.ack_deadline_seconds, 10);
         assert_eq!(resource.message_retention_duration.unwrap().seconds, 604_800);
         assert_eq!(resource.expiration_policy.unwrap().ttl.unwrap().seconds, 2_678_400);
-        let never = created(|resource| resource.expiration_policy = Some(pb::ExpirationPolicy { ttl: None })).unwrap();
+        let never = created(|resource| resource.expiration_policy = Some(pb::ExpirationPolicy { ttl: None }))
+            .unwrap();
         assert_eq!(never.expiration_policy.unwrap().ttl, None);
         assert_eq!(retry_policy(&pb::RetryPolicy::default()).unwrap().0.as_secs(), 10);
     }
@@ -321,16 +352,26 @@ mod tests {
             created(|resource| resource.push_config = Some(push))
         };
         let retry = |minimum, maximum| {
-            let policy = pb::RetryPolicy { minimum_backoff: seconds(minimum), maximum_backoff: seconds(maximum) };
+            let policy =
+                pb::RetryPolicy { minimum_backoff: seconds(minimum), maximum_backoff: seconds(maximum) };
             created(|resource| resource.retry_policy = Some(policy))
         };
-        for good in [endpoint(""), endpoint("http://127.0.0.1:1/push?token=x"), retry(0, 0), retry(600, 600)] {
+        for good in [endpoint(""), endpoint("http://127.0.0.1:1/push?token=x"), retry(0, 0), retry(600, 600)]
+        {
             good.unwrap();
         }
         for bad in [
-            created(|resource| resource.ack_deadline_seconds = 9), created(|resource| resource.ack_deadline_seconds = 601),
-            created(|resource| resource.message_retention_duration = seconds(599)), retry(-1, 1), retry(1, 601), retry(2, 1),
-            endpoint("https://example.com/"), endpoint("example.com"), endpoint("/push"), endpoint("ftp://a/"), endpoint(" "),
+            created(|resource| resource.ack_deadline_seconds = 9),
+            created(|resource| resource.ack_deadline_seconds = 601),
+            created(|resource| resource.message_retention_duration = seconds(599)),
+            retry(-1, 1),
+            retry(1, 601),
+            retry(2, 1),
+            endpoint("https://example.com/"),
+            endpoint("example.com"),
+            endpoint("/push"),
+            endpoint("ftp://a/"),
+            endpoint(" "),
         ] {
             assert_eq!(bad.unwrap_err().code(), tonic::Code::InvalidArgument);
         }

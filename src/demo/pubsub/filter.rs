@@ -112,7 +112,7 @@ fn simple(tokens: &mut Tokens) -> Result<Filter, String> {
                     other => Err(wanted("= or != after attributes.KEY", other)),
                 }
             }
-            other => Err(wanted(": or . after attributes", other)),
+            other => Err(wanted("a colon or a dot after attributes", other)),
         },
         other => Err(wanted("a comparison of attributes", other)),
     }
@@ -142,7 +142,7 @@ impl std::fmt::Display for Token {
 fn wanted(what: &str, found: Option<Token>) -> String {
     match found {
         Some(token) => format!("{what} is wanted, not {token}"),
-        None => format!("{what} is wanted at the end"),
+        None => format!("{what} is wanted, but the filter ends"),
     }
 }
 
@@ -245,7 +245,8 @@ mod tests {
     use super::*;
 
     fn keeps(filter: &str, attributes: &[(&str, &str)]) -> bool {
-        let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let attributes =
+            attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Filter::parse(filter).unwrap().unwrap().keeps(&attributes)
     }
 
@@ -317,15 +318,43 @@ mod tests {
         let too_long = format!("attributes:{}", "a".repeat(MAX_FILTER_BYTES));
         let deep = "(".repeat(MAX_FILTER_BYTES);
         for filter in [
-            "attributes", "attributes:", "attributes.lang", "attributes.lang =", "attributes.lang = en", "lang = \"en\"",
-            "attributes:a AND", "AND attributes:a", "attributes:a attributes:b", "attributes:a and attributes:b",
-            "attributes:a AND attributes:b OR attributes:c", "attributes:a OR attributes:b AND attributes:c",
-            "(attributes:a", "attributes:a)", "()", "NOT", "NOT NOT attributes:a", "--attributes:a",
-            "attributes.lang == \"en\"", "attributes.lang ! = \"en\"", "attributes.lang < \"en\"", "attributes.a.b = \"c\"",
-            "attributes.lang = \"en", "attributes.lang = 'en'", "attributes.k = \"\\q\"", "attributes.k = \"\\u12\"",
-            "attributes.k = \"\\ud800\"", "attributes.k = \"\\", "hasPrefix(attributes:k, \"p\")", "hasPrefix(attributes.k)",
-            "hasprefix(attributes.k, \"p\")", "hasPrefix(attributes.k, p)", "attributes:iana.org/tag", "attributes:ä",
-            "data:x", &too_long, &deep,
+            "attributes",
+            "attributes:",
+            "attributes.lang",
+            "attributes.lang =",
+            "attributes.lang = en",
+            "lang = \"en\"",
+            "attributes:a AND",
+            "AND attributes:a",
+            "attributes:a attributes:b",
+            "attributes:a and attributes:b",
+            "attributes:a AND attributes:b OR attributes:c",
+            "attributes:a OR attributes:b AND attributes:c",
+            "(attributes:a",
+            "attributes:a)",
+            "()",
+            "NOT",
+            "NOT NOT attributes:a",
+            "--attributes:a",
+            "attributes.lang == \"en\"",
+            "attributes.lang ! = \"en\"",
+            "attributes.lang < \"en\"",
+            "attributes.a.b = \"c\"",
+            "attributes.lang = \"en",
+            "attributes.lang = 'en'",
+            "attributes.k = \"\\q\"",
+            "attributes.k = \"\\u12\"",
+            "attributes.k = \"\\ud800\"",
+            "attributes.k = \"\\",
+            "hasPrefix(attributes:k, \"p\")",
+            "hasPrefix(attributes.k)",
+            "hasprefix(attributes.k, \"p\")",
+            "hasPrefix(attributes.k, p)",
+            "attributes:iana.org/tag",
+            "attributes:ä",
+            "data:x",
+            &too_long,
+            &deep,
         ] {
             let error = Filter::parse(filter).expect_err(filter);
             assert_eq!(error.code(), tonic::Code::InvalidArgument, "{filter}");

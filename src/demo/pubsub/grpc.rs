@@ -36,11 +36,19 @@ pub(super) async fn serve(broker: Arc<Broker>, request: Request<Incoming>) -> Re
         "Subscriber/CreateSubscription" => {
             unary(request, |subscription| ready(broker.create_subscription(subscription))).await
         }
-        "Subscriber/GetSubscription" => unary(request, |message| ready(broker.get_subscription(&message))).await,
-        "Subscriber/ListSubscriptions" => unary(request, |message| ready(broker.list_subscriptions(&message))).await,
-        "Subscriber/DeleteSubscription" => unary(request, |message| ready(broker.delete_subscription(&message))).await,
+        "Subscriber/GetSubscription" => {
+            unary(request, |message| ready(broker.get_subscription(&message))).await
+        }
+        "Subscriber/ListSubscriptions" => {
+            unary(request, |message| ready(broker.list_subscriptions(&message))).await
+        }
+        "Subscriber/DeleteSubscription" => {
+            unary(request, |message| ready(broker.delete_subscription(&message))).await
+        }
         "Subscriber/Acknowledge" => unary(request, |message| ready(broker.acknowledge(&message))).await,
-        "Subscriber/ModifyAckDeadline" => unary(request, |message| ready(broker.modify_ack_deadline(&message))).await,
+        "Subscriber/ModifyAckDeadline" => {
+            unary(request, |message| ready(broker.modify_ack_deadline(&message))).await
+        }
         "Subscriber/Pull" => {
             let pull = |message| {
                 let broker = Arc::clone(&broker);
@@ -61,7 +69,10 @@ where
     Grpc::new(ProstCodec::default()).max_decoding_message_size(MAX_REQUEST_BYTES)
 }
 
-async fn unary<Req, Res, Answer>(request: Request<Incoming>, method: impl FnMut(Req) -> Answer) -> Response<Body>
+async fn unary<Req, Res, Answer>(
+    request: Request<Incoming>,
+    method: impl FnMut(Req) -> Answer,
+) -> Response<Body>
 where
     Req: Message + Default + 'static,
     Res: Message + 'static,

@@ -94,7 +94,7 @@ pub(super) fn pull_response(response: &pb::PullResponse) -> Vec<u8> {
     write(&Response { received_messages: received.collect() })
 }
 
-/// The body of `:publish`, `:pull`, `:acknowledge` and `:modifyAckDeadline`.
+/// The body of `:publish`; the three after it are those of the other actions.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct PublishIn {
@@ -260,7 +260,9 @@ impl From<pb::Subscription> for Subscription {
             ack_deadline_seconds: subscription.ack_deadline_seconds,
             message_retention_duration: text(subscription.message_retention_duration),
             labels: subscription.labels,
-            expiration_policy: subscription.expiration_policy.map(|policy| ExpirationPolicy { ttl: text(policy.ttl) }),
+            expiration_policy: subscription
+                .expiration_policy
+                .map(|policy| ExpirationPolicy { ttl: text(policy.ttl) }),
             filter: subscription.filter,
             retry_policy: subscription.retry_policy.map(|policy| RetryPolicy {
                 minimum_backoff: text(policy.minimum_backoff),
@@ -275,9 +277,11 @@ impl Subscription {
     /// As created at `name`, the one of the path.
     pub(super) fn named(self, name: String) -> Result<pb::Subscription, Status> {
         all_served("Subscription", &self.others)?;
-        let policy = |policy: ExpirationPolicy| Ok::<_, Status>(pb::ExpirationPolicy { ttl: duration(policy.ttl)? });
+        let policy =
+            |policy: ExpirationPolicy| Ok::<_, Status>(pb::ExpirationPolicy { ttl: duration(policy.ttl)? });
         let retry = |retry: RetryPolicy| {
-            let (minimum_backoff, maximum_backoff) = (duration(retry.minimum_backoff)?, duration(retry.maximum_backoff)?);
+            let (minimum_backoff, maximum_backoff) =
+                (duration(retry.minimum_backoff)?, duration(retry.maximum_backoff)?);
             Ok::<_, Status>(pb::RetryPolicy { minimum_backoff, maximum_backoff })
         };
         let push = self.push_config;
@@ -288,7 +292,9 @@ impl Subscription {
                 push_endpoint: push.push_endpoint,
                 attributes: push.attributes,
                 // Neither is served, so that it is there is all that matters.
-                authentication_method: push.oidc_token.map(|_| AuthenticationMethod::OidcToken(OidcToken::default())),
+                authentication_method: push
+                    .oidc_token
+                    .map(|_| AuthenticationMethod::OidcToken(OidcToken::default())),
                 wrapper: push.no_wrapper.map(|_| Wrapper::NoWrapper(NoWrapper::default())),
             }),
             ack_deadline_seconds: self.ack_deadline_seconds,
@@ -320,7 +326,9 @@ fn all_served(what: &str, others: &BTreeMap<String, Value>) -> Result<(), Status
 
 fn duration(text: Option<String>) -> Result<Option<prost_types::Duration>, Status> {
     let parse = |text: String| {
-        let wrong = |_| Status::invalid_argument(format!("Invalid duration ({text}): seconds such as 1.5s are wanted."));
+        let wrong = |_| {
+            Status::invalid_argument(format!("Invalid duration ({text}): seconds such as 1.5s are wanted."))
+        };
         text.parse().map_err(wrong)
     };
     text.map(parse).transpose()
@@ -362,7 +370,8 @@ mod tests {
     #[test]
     fn either_spelling_and_either_kind_of_number_is_read() {
         let camel = r#"{"topic":"t","ackDeadlineSeconds":30,"pushConfig":{"pushEndpoint":"http://e/"},
-            "messageRetentionDuration":"600s","retryPolicy":{"minimumBackoff":"1.5s"},"expirationPolicy":{},"filter":"f"}"#;
+            "messageRetentionDuration":"600s","retryPolicy":{"minimumBackoff":"1.5s"},"expirationPolicy":{},
+            "filter":"f"}"#;
         let snake = r#"{"topic":"t","ack_deadline_seconds":"30","push_config":{"push_endpoint":"http://e/"},
             "message_retention_duration":"600s","retry_policy":{"minimum_backoff":"1.500s"},"expiration_policy":{},
             "filter":"f","name":"ignored","state":2,"detached":false,"enableMessageOrdering":false}"#;
@@ -374,9 +383,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let written = checks::subscription(subscription(r#"{"topic":"t","retryPolicy":{}}"#).unwrap()).unwrap_err();
+        let written =
+            checks::subscription(subscription(r#"{"topic":"t","retryPolicy":{}}"#).unwrap()).unwrap_err();
         assert_eq!(written.code(), tonic::Code::InvalidArgument, "the id s is too short");
-        let resource = pb::Subscription { name: "projects/p/subscriptions/sub".to_owned(), ..pb::Subscription::default() };
+        let resource = pb::Subscription {
+            name: "projects/p/subscriptions/sub".to_owned(),
+            ..pb::Subscription::default()
+        };
         let resource = checks::subscription(resource).unwrap();
         let text = write(&Subscription::from(resource.clone()));
         let again = read::<Subscription>(&text).unwrap().named(resource.name.clone()).unwrap();
@@ -393,14 +406,27 @@ mod tests {
             assert_eq!(error.code(), tonic::Code::Unimplemented);
             assert!(error.message().contains(field), "{error}");
         }
-        assert_eq!(subscription(r#"{"enableMessageOrdering":true}"#).unwrap_err().code(), tonic::Code::Unimplemented);
+        assert_eq!(
+            subscription(r#"{"enableMessageOrdering":true}"#).unwrap_err().code(),
+            tonic::Code::Unimplemented
+        );
         for push in [r#"{"oidcToken":{}}"#, r#"{"noWrapper":{}}"#] {
             let resource = subscription(&format!(r#"{{"name":"x","pushConfig":{push}}}"#)).unwrap();
             let resource = pb::Subscription { name: "projects/p/subscriptions/sub".to_owned(), ..resource };
-            assert_eq!(checks::subscription(resource).unwrap_err().code(), tonic::Code::Unimplemented, "{push}");
+            assert_eq!(
+                checks::subscription(resource).unwrap_err().code(),
+                tonic::Code::Unimplemented,
+                "{push}"
+            );
         }
-        for malformed in ["[]", "{", r#"{"ackDeadlineSeconds":"ten"}"#, r#"{"retryPolicy":{"minimumBackoff":"10"}}"#] {
-            assert_eq!(subscription(malformed).unwrap_err().code(), tonic::Code::InvalidArgument, "{malformed}");
+        for malformed in
+            ["[]", "{", r#"{"ackDeadlineSeconds":"ten"}"#, r#"{"retryPolicy":{"minimumBackoff":"10"}}"#]
+        {
+            assert_eq!(
+                subscription(malformed).unwrap_err().code(),
+                tonic::Code::InvalidArgument,
+                "{malformed}"
+            );
         }
     }
 
@@ -422,10 +448,16 @@ mod tests {
             publish_time,
             ..pb::PubsubMessage::default()
         };
-        let text = |message: &pb::PubsubMessage| String::from_utf8(envelope(message, "projects/p/subscriptions/s")).unwrap();
+        let text = |message: &pb::PubsubMessage| {
+            String::from_utf8(envelope(message, "projects/p/subscriptions/s")).unwrap()
+        };
         assert_eq!(
             text(&message),
-            r#"{"message":{"data":"aGk=","messageId":"7","message_id":"7","publishTime":"1970-01-01T00:00:00.001Z","publish_time":"1970-01-01T00:00:00.001Z"},"subscription":"projects/p/subscriptions/s"}"#
+            concat!(
+                r#"{"message":{"data":"aGk=","messageId":"7","message_id":"7","#,
+                r#""publishTime":"1970-01-01T00:00:00.001Z","#,
+                r#""publish_time":"1970-01-01T00:00:00.001Z"},"subscription":"projects/p/subscriptions/s"}"#
+            )
         );
         message.data.clear();
         message.attributes.insert("k".to_owned(), "v".to_owned());

@@ -1,6 +1,6 @@
 //! The embedded Pub/Sub: google.pubsub.v1 over gRPC and REST on one port, in memory, for `demo` and for tests.
 //!
-//! Clients use it unchanged: Google's SDKs with their emulator settings, or plain HTTP. Read on in [`broker`] (the
+//! Clients use it unchanged: Google's SDKs with their emulator settings, or plain HTTP. Read on in `broker.rs` (the
 //! methods), `subscription.rs` and `backlog.rs` (delivery), `push.rs` (push), `filter.rs` (filters).
 //!
 //! It keeps to production's rules, also where Google's emulator (0.8.20) does not:
@@ -80,8 +80,9 @@ impl EmbeddedPubsub {
     /// # Errors
     /// Where the address cannot be listened at.
     pub async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let listener =
-            TcpListener::bind(addr).await.with_context(|| format!("listening for Pub/Sub clients at {addr}"))?;
+        let listener = TcpListener::bind(addr)
+            .await
+            .with_context(|| format!("listening for Pub/Sub clients at {addr}"))?;
         let addr = listener.local_addr().context("reading the Pub/Sub listener's address")?;
         Ok(Self { listener, addr, broker: Arc::new(Broker::new()) })
     }
@@ -143,7 +144,7 @@ async fn serve_connection(
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
-    builder.http2().timer(TokioTimer::new()).adaptive_window(true);
+    builder.http2().timer(TokioTimer::new());
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(error, "a Pub/Sub client's connection broke");

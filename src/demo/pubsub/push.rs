@@ -38,12 +38,19 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 pub(super) fn client() -> Client {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
-    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .build(connector)
 }
 
 /// Pushes until the subscription is deleted, when what is under way is dropped, or until `closing`, when it has
 /// [`GRACE`] to end.
-pub(super) async fn run(subscription: Arc<Subscription>, endpoint: Uri, client: Client, closing: CancellationToken) {
+pub(super) async fn run(
+    subscription: Arc<Subscription>,
+    endpoint: Uri,
+    client: Client,
+    closing: CancellationToken,
+) {
     let mut pace = Pace::new(Instant::now());
     let mut consumer = Consumer::new(0, usize::MAX, subscription.ack_deadline() + LEASE_MARGIN);
     let mut under_way = FuturesUnordered::new();
@@ -93,16 +100,27 @@ async fn push(client: &Client, endpoint: &Uri, subscription: &Subscription, deli
     let acknowledged = match timeout(subscription.ack_deadline(), client.request(request)).await {
         Ok(Ok(answer)) => {
             let acknowledged = is_acknowledgement(answer.status());
-            tracing::debug!(endpoint = %endpoint, status = answer.status().as_u16(), "pushed a message");
+            tracing::debug!(
+                subscription = subscription.name(),
+                status = answer.status().as_u16(),
+                "pushed a message"
+            );
             drain(answer.into_body()).await;
             acknowledged
         }
         Ok(Err(error)) => {
-            tracing::debug!(endpoint = %endpoint, error = &error as &dyn std::error::Error, "a push failed");
+            tracing::debug!(
+                subscription = subscription.name(),
+                error = &error as &dyn std::error::Error,
+                "a push failed"
+            );
             false
         }
         Err(_) => {
-            tracing::debug!(endpoint = %endpoint, "a push had no answer within the ack deadline");
+            tracing::debug!(
+                subscription = subscription.name(),
+                "a push had no answer within the ack deadline"
+            );
             false
         }
     };
@@ -185,7 +203,8 @@ impl Pace {
             return;
         }
         self.window = (self.window / 2).max(Self::FIRST_WINDOW);
-        self.rate = Some(self.rate.map_or(Self::FIRST_RATE, |rate| (rate / 2.0).clamp(Self::MIN_RATE, Self::FIRST_RATE)));
+        let halved = self.rate.map(|rate| (rate / 2.0).clamp(Self::MIN_RATE, Self::FIRST_RATE));
+        self.rate = halved.or(Some(Self::FIRST_RATE));
         self.next_push = now + self.backoff();
         self.slowed = now;
     }
@@ -197,6 +216,9 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
+
+    use super::super::checks;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -216,12 +238,11 @@ mod tests {
         }
         assert_eq!(backoffs, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000]);
         assert_eq!(pace.max_in_flight(0), 1, "one by one while backing off");
-        let mut waited = Duration::ZERO;
-        while pace.rate.is_some() {
-            waited += pace.backoff();
+        let successes = (1..).find(|_| {
             pace.acknowledged(MS);
-        }
-        assert_eq!(waited.as_secs(), 72, "recovery takes little longer than the delay itself");
+            pace.rate.is_none()
+        });
+        assert_eq!(successes, Some(60));
         pace.pushing(now);
         assert_eq!(pace.next_push, now);
     }
@@ -255,11 +276,32 @@ mod tests {
         for number in 0..1_000 {
             pace.pushing(now);
             now += 10 * MS;
-            if number % 5 == 0 { pace.not_acknowledged(now - 10 * MS, now) } else { pace.acknowledged(10 * MS) }
+            if number % 5 == 0 {
+                pace.not_acknowledged(now - 10 * MS, now)
+            } else {
+                pace.acknowledged(10 * MS)
+            }
             now = now.max(pace.next_push);
         }
         let each = (now - started) / 1_000;
         assert!((400 * MS..600 * MS).contains(&each), "{each:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_answer_within_the_ack_deadline_is_no_acknowledgement() {
+        // Connections wait in its queue, and nobody ever reads.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}/", silent.local_addr().unwrap()).parse().unwrap();
+        let resource = pb::Subscription {
+            name: "projects/p/subscriptions/sub".to_owned(),
+            ack_deadline_seconds: 17,
+            ..pb::Subscription::default()
+        };
+        let subscription = Subscription::new(checks::subscription(resource).unwrap(), 1).unwrap();
+        let delivery = Delivery { id: DeliveryId { sequence: 0, attempt: 1 }, message: Arc::default() };
+        let pushed = push(&client(), &endpoint, &subscription, delivery).await;
+        assert!(!pushed.acknowledged);
+        assert_eq!(pushed.sent.elapsed().as_secs(), 17);
     }
 
     #[test]

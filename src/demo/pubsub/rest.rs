@@ -35,7 +35,8 @@ async fn answer(broker: &Broker, request: Request<Incoming>) -> Result<Vec<u8>, 
     let path = decoded(request.uri().path());
     let query = Query::of(request.uri().query().unwrap_or_default())?;
     let body = Limited::new(request.into_body(), MAX_REQUEST_BYTES).collect().await;
-    let body = body.map_err(|error| Status::invalid_argument(format!("The request could not be read: {error}.")))?;
+    let body =
+        body.map_err(|error| Status::invalid_argument(format!("The request could not be read: {error}.")))?;
     let body = body.to_bytes();
 
     let unknown = || Status::not_found(format!("There is no {method} {path}."));
@@ -48,7 +49,9 @@ async fn answer(broker: &Broker, request: Request<Incoming>) -> Result<Vec<u8>, 
     };
     let parts: Vec<&str> = name.split('/').collect();
     match (method.as_str(), parts.as_slice(), action) {
-        (_, ["projects", _, "topics", ..], _) => topics(broker, method.as_str(), &parts, action, query, &body),
+        (_, ["projects", _, "topics", ..], _) => {
+            topics(broker, method.as_str(), &parts, action, query, &body)
+        }
         (_, ["projects", _, "subscriptions", ..], _) => {
             subscriptions(broker, method.as_str(), &parts, action, query, &body).await
         }
@@ -111,7 +114,11 @@ async fn subscriptions(
         ("GET", [], "") => {
             let Query { page_size, page_token } = query;
             let project = parts[..2].join("/");
-            let found = broker.list_subscriptions(&pb::ListSubscriptionsRequest { project, page_size, page_token })?;
+            let found = broker.list_subscriptions(&pb::ListSubscriptionsRequest {
+                project,
+                page_size,
+                page_token,
+            })?;
             let subscriptions = found.subscriptions.into_iter().map(json::Subscription::from).collect();
             Ok(page("subscriptions", subscriptions, &found.next_page_token))
         }
@@ -158,7 +165,8 @@ impl Query {
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "pageSize" | "page_size" => {
-                    let wrong = |_| Status::invalid_argument(format!("Invalid value at 'page_size' ({value})."));
+                    let wrong =
+                        |_| Status::invalid_argument(format!("Invalid value at 'page_size' ({value})."));
                     found.page_size = value.parse().map_err(wrong)?;
                 }
                 "pageToken" | "page_token" => found.page_token = value.into_owned(),

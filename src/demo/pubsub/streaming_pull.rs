@@ -29,7 +29,8 @@ pub(super) async fn open(
     broker: &Broker,
     mut requests: Streaming<StreamingPullRequest>,
 ) -> Result<impl Stream<Item = Result<StreamingPullResponse, Status>> + use<>, Status> {
-    let first = requests.message().await?.ok_or_else(|| Status::invalid_argument("The stream has no request."))?;
+    let first =
+        requests.message().await?.ok_or_else(|| Status::invalid_argument("The stream has no request."))?;
     let subscription = broker.pulled_subscription(&first.subscription)?;
     let limit = |max: i64| usize::try_from(max).ok().filter(|max| *max > 0).unwrap_or(usize::MAX);
     let mut open = Open {
@@ -81,7 +82,9 @@ impl Open {
     /// Does what a request after the first one asks for; an empty one only keeps the stream alive.
     fn apply(&mut self, request: &StreamingPullRequest) -> Result<(), Status> {
         if !request.subscription.is_empty() {
-            return Err(Status::invalid_argument("Only the first request of a stream may name the subscription."));
+            return Err(Status::invalid_argument(
+                "Only the first request of a stream may name the subscription.",
+            ));
         }
         if request.stream_ack_deadline_seconds != 0 {
             self.consumer.ack_deadline = checks::stream_ack_deadline(request.stream_ack_deadline_seconds)?;
@@ -105,7 +108,10 @@ impl Open {
 
     fn response(&self, deliveries: Vec<Delivery>) -> StreamingPullResponse {
         StreamingPullResponse {
-            received_messages: deliveries.into_iter().map(|delivery| self.subscription.received(delivery)).collect(),
+            received_messages: deliveries
+                .into_iter()
+                .map(|delivery| self.subscription.received(delivery))
+                .collect(),
             subscription_properties: Some(SubscriptionProperties::default()),
             ..StreamingPullResponse::default()
         }

@@ -172,7 +172,9 @@ impl Subscription {
         let mut ids = Vec::with_capacity(ack_ids.len());
         for ack_id in ack_ids {
             let (number, id) = parse_ack_id(ack_id).ok_or_else(|| {
-                Status::invalid_argument(format!("You have passed an invalid ack ID to the service (ack_id={ack_id})."))
+                Status::invalid_argument(format!(
+                    "You have passed an invalid ack ID to the service (ack_id={ack_id})."
+                ))
             })?;
             if number == self.number {
                 ids.push(id);
