@@ -1,1 +1,3 @@
 //! `cdnwarm demo`: the whole road on one machine.
+
+pub mod pubsub;
