@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::telemetry::logs::LogArgs;
-use crate::{bridge, consume_direct, produce, serve};
+use crate::{bridge, consume_direct, demo, produce, serve};
 
 /// Warms every CDN edge: from a Kafka record, through Pub/Sub, to a GET in each region, with the evidence.
 ///
@@ -30,7 +30,8 @@ pub(crate) enum Command {
     Serve(serve::Args),
     /// GET the URLs of a Kafka topic directly, without Pub/Sub
     ConsumeDirect(consume_direct::Args),
-    //Demo(demo::Args),
+    /// Run the whole road on this machine: Kafka, Pub/Sub, regions with their edges, and an origin
+    Demo(demo::Args),
 }
 
 #[cfg(test)]

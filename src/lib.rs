@@ -28,7 +28,7 @@
 mod bridge;
 pub mod cli;
 mod consume_direct;
-//pub mod demo;
+pub mod demo;
 mod http;
 mod kafka;
 pub mod outcome;
@@ -56,7 +56,7 @@ use usage::UsageError;
 pub fn start(cli: Cli) -> ExitCode {
     let role = match cli.command {
         Command::Bridge(_) | Command::Serve(_) | Command::ConsumeDirect(_) => Role::Service,
-        Command::Produce(_) => Role::Tool,
+        Command::Produce(_) | Command::Demo(_) => Role::Tool,
     };
     if let Err(error) = logs::init(&cli.logs, role) {
         eprintln!("cdnwarm: {error:#}");
@@ -101,6 +101,6 @@ async fn run(command: Command, stop: CancellationToken) -> anyhow::Result<()> {
         Command::Bridge(args) => bridge::run(args, stop).await,
         Command::Serve(args) => serve::run(args, stop).await,
         Command::ConsumeDirect(args) => consume_direct::run(args, stop).await,
-        //Command::Demo(args) => demo::run(args, stop).await,
+        Command::Demo(args) => demo::run(args, stop).await,
     }
 }

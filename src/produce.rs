@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,9 +59,27 @@ pub(crate) struct Args {
     #[arg(long = "header", value_name = "NAME=VALUE")]
     headers: Vec<RecordHeader>,
 
+    /// Records to produce a second [default: as fast as they go]
+    #[arg(long, value_name = "N", env = "CDNWARM_RATE")]
+    rate: Option<NonZeroU32>,
+
     /// Print a line for each record once it is delivered
     #[arg(long, short, env = "CDNWARM_VERBOSE")]
     verbose: bool,
+}
+
+impl Args {
+    /// The URLs of a file, to an embedded Kafka.
+    pub(crate) fn for_demo(kafka_env: &Path, topic: &str, urls: &Path, rate: Option<NonZeroU32>) -> Self {
+        Self {
+            kafka: KafkaArgs::new(kafka_env, topic),
+            count: 0,
+            urls: Some(urls.to_owned()),
+            headers: Vec::new(),
+            rate,
+            verbose: false,
+        }
+    }
 }
 
 /// One Kafka header of the records to produce.
@@ -153,13 +172,20 @@ fn produce(
     let headers = args.headers.iter().fold(OwnedHeaders::new(), |headers, RecordHeader { name, value }| {
         headers.insert(Header { key: name, value: Some(value) })
     });
-    let outlet = Outlet { producer: &producer, topic, headers, deliveries: &deliveries, stop };
+    let mut outlet = Outlet {
+        producer: &producer,
+        topic,
+        headers,
+        deliveries: &deliveries,
+        pace: args.rate.map(Pace::new),
+        stop,
+    };
     match &args.urls {
-        None => sample(args.count, &outlet)?,
-        Some(path) if path == Path::new("-") => lines(io::stdin().lock(), "standard input", &outlet)?,
+        None => sample(args.count, &mut outlet)?,
+        Some(path) if path == Path::new("-") => lines(io::stdin().lock(), "standard input", &mut outlet)?,
         Some(path) => {
             let file = File::open(path).with_context(|| format!("opening --urls {}", path.display()))?;
-            lines(BufReader::new(file), &path.display().to_string(), &outlet)?;
+            lines(BufReader::new(file), &path.display().to_string(), &mut outlet)?;
         }
     }
     // A record's own time limit (delivery.timeout.ms) ends the wait where the broker is away.
@@ -181,12 +207,21 @@ struct Outlet<'a> {
     topic: &'a str,
     headers: OwnedHeaders,
     deliveries: &'a Deliveries,
+    pace: Option<Pace>,
     stop: &'a CancellationToken,
 }
 
 impl Outlet<'_> {
     /// Hands one record over, waiting while the producer's queue is full; false once stopped.
-    fn send(&self, key: Option<&str>, value: &str) -> anyhow::Result<bool> {
+    fn send(&mut self, key: Option<&str>, value: &str) -> anyhow::Result<bool> {
+        if let Some(pace) = &mut self.pace {
+            while let Some(wait) = pace.wait() {
+                if self.stop.is_cancelled() {
+                    return Ok(false);
+                }
+                self.producer.poll(wait.min(Duration::from_millis(50)));
+            }
+        }
         let mut record = BaseRecord::<str, str>::to(self.topic).payload(value).headers(self.headers.clone());
         if let Some(key) = key {
             record = record.key(key);
@@ -206,8 +241,31 @@ impl Outlet<'_> {
     }
 }
 
+/// When the next record is due.
+struct Pace {
+    started: Instant,
+    sent: u64,
+    per_second: f64,
+}
+
+impl Pace {
+    fn new(per_second: NonZeroU32) -> Self {
+        Self { started: Instant::now(), sent: 0, per_second: per_second.get().into() }
+    }
+
+    /// How long until the next record, or none where it is due; then it counts as sent.
+    fn wait(&mut self) -> Option<Duration> {
+        let due = self.started + Duration::from_secs_f64(self.sent as f64 / self.per_second);
+        let wait = due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero());
+        if wait.is_none() {
+            self.sent += 1;
+        }
+        wait
+    }
+}
+
 /// `count` records of random keys and files.
-fn sample(count: u64, outlet: &Outlet<'_>) -> anyhow::Result<()> {
+fn sample(count: u64, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
     let mut random = Choices(jiff::Timestamp::now().as_nanosecond() as u64);
     for _ in 0..count {
         let url = format!("{SAMPLE_PREFIX}{}", random.one_of(&SAMPLE_FILES));
@@ -224,7 +282,7 @@ pub(crate) fn sample_urls() -> impl Iterator<Item = String> {
 }
 
 /// The URLs of `input`, one a line. A line that is no URL counts as failed and is named; the others go on.
-fn lines(mut input: impl BufRead, name: &str, outlet: &Outlet<'_>) -> anyhow::Result<()> {
+fn lines(mut input: impl BufRead, name: &str, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();

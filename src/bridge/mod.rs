@@ -6,6 +6,8 @@
 mod forward;
 mod message;
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -35,9 +37,21 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// What `demo` runs.
-    pub(crate) fn new(kafka: KafkaArgs, pubsub_topic: TopicName, pubsub: PubsubArgs) -> Self {
-        Self { kafka, pubsub_topic, pubsub }
+    /// From a kafka-env file to an embedded Pub/Sub.
+    ///
+    /// # Errors
+    /// A topic's name that is none.
+    pub(crate) fn for_demo(
+        kafka_env: &Path,
+        kafka_topic: &str,
+        pubsub_topic: &str,
+        pubsub: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            kafka: KafkaArgs::new(kafka_env, kafka_topic),
+            pubsub_topic: pubsub_topic.parse().map_err(anyhow::Error::msg)?,
+            pubsub: PubsubArgs { pubsub_emulator_host: Some(pubsub.to_string()), ..PubsubArgs::default() },
+        })
     }
 
     /// What to consume; everything in the kafka-env file is checked here, before the first socket opens.

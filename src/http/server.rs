@@ -1,7 +1,9 @@
 //! The accept loop: bind, then run until stopped, then let every request under way be answered.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,14 +15,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+/// Connections open at once; further ones wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 4_096;
 /// How long a client may take to send a request's head.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
-/// How long a stop waits for requests under way.
-const DRAIN_LIMIT: Duration = Duration::from_secs(9);
 
 /// A bound listener.
+#[derive(Debug)]
 pub(crate) struct Server {
     listener: TcpListener,
     addr: SocketAddr,
@@ -30,11 +34,9 @@ impl Server {
     /// Binds `addr`; port 0 takes any free one.
     ///
     /// # Errors
-    /// A port that is taken or not allowed, with what to do.
+    /// A port that is taken or not allowed.
     pub(crate) async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(addr).await.with_context(|| {
-            format!("listening on {addr}: choose another port with --port or PORT, or end what uses this one")
-        })?;
+        let listener = TcpListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
         Ok(Self { listener, addr })
     }
@@ -45,8 +47,8 @@ impl Server {
     }
 
     /// Answers requests with `handler` until `stop`; then takes no new connection, finishes the requests under way
-    /// and returns, within 9 s.
-    pub(crate) async fn run<H, F, B>(self, handler: H, stop: CancellationToken)
+    /// and returns, within `drain_limit`.
+    pub(crate) async fn run<H, F, B>(self, handler: H, stop: CancellationToken, drain_limit: Duration)
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
@@ -58,10 +60,15 @@ impl Server {
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
         builder.http2().timer(TokioTimer::new());
         let connections = GracefulShutdown::new();
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let stream = tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+            let accept = async {
+                let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+                Ok::<_, io::Error>((self.listener.accept().await?.0, place))
+            };
+            let (stream, place) = tokio::select! {
+                accepted = accept => match accepted {
+                    Ok(accepted) => accepted,
                     // Out of descriptors, most likely: the next try would fail at once and spin.
                     Err(error) => {
                         tracing::warn!("accepting a connection: {error}");
@@ -85,10 +92,11 @@ impl Server {
                 if let Err(error) = watched.await {
                     tracing::debug!("connection: {error}");
                 }
+                drop(place);
             });
         }
         drop(self.listener);
-        if tokio::time::timeout(DRAIN_LIMIT, connections.shutdown()).await.is_err() {
+        if tokio::time::timeout(drain_limit, connections.shutdown()).await.is_err() {
             tracing::warn!("stopped with requests under way");
         }
     }

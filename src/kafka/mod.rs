@@ -9,7 +9,7 @@ pub(crate) mod env;
 mod group;
 mod offsets;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use offsets::Receipt;
@@ -32,6 +32,11 @@ pub(crate) struct KafkaArgs {
 }
 
 impl KafkaArgs {
+    /// With defaults for all else.
+    pub(crate) fn new(kafka_env: &Path, topic: &str) -> Self {
+        Self { kafka_env: kafka_env.to_owned(), topic: topic.to_owned(), kafka_timeout: 30 }
+    }
+
     /// How long to wait at start for a broker to answer.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.kafka_timeout.into())

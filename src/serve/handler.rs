@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::envelope::{self, Push};
@@ -29,13 +29,20 @@ pub(super) struct Handler {
     warmer: Warmer,
     answers: Answers,
     in_flight: Arc<Semaphore>,
+    /// Who takes outcomes instead of the log.
+    outcomes: Option<mpsc::Sender<Outcome>>,
     stop: CancellationToken,
 }
 
 impl Handler {
-    pub(super) fn new(warmer: Warmer, answers: Answers, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        warmer: Warmer,
+        answers: Answers,
+        outcomes: Option<mpsc::Sender<Outcome>>,
+        stop: CancellationToken,
+    ) -> Self {
         let in_flight = Arc::new(Semaphore::new(answers.max_in_flight as usize));
-        Self { warmer, answers, in_flight, stop }
+        Self { warmer, answers, in_flight, outcomes, stop }
     }
 
     /// The answer to any request.
@@ -111,8 +118,9 @@ impl Handler {
         };
 
         // 5. The answer.
-        log_outcome(&outcome);
-        say(status(&outcome, &push, &self.answers, Timestamp::now()), "")
+        let status = status(&outcome, &push, &self.answers, Timestamp::now());
+        self.report(outcome).await;
+        say(status, "")
     }
 
     /// No message that holds a URL is this large.
@@ -123,8 +131,16 @@ impl Handler {
             return closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason));
         }
         let outcome = self.warmer.refused(reason, String::new(), Source::default()).await;
-        log_outcome(&outcome);
+        self.report(outcome).await;
         closing(say(StatusCode::NO_CONTENT, ""))
+    }
+
+    async fn report(&self, outcome: Outcome) {
+        match &self.outcomes {
+            None => log_outcome(&outcome),
+            // Whoever listened is gone at the end of a demo.
+            Some(outcomes) => drop(outcomes.send(outcome).await),
+        }
     }
 }
 

@@ -8,13 +8,19 @@ mod handler;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::ValueEnum;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Server;
+use crate::outcome::Outcome;
 use crate::usage::UsageError;
 use crate::warm::{WarmArgs, Warmer};
 use handler::Handler;
+
+/// How long a stop waits for pushes under way; Cloud Run kills after 10 s.
+const DRAIN_LIMIT: Duration = Duration::from_millis(9_500);
 
 /// Arguments of `cdnwarm serve`.
 #[derive(Debug, Clone, clap::Args)]
@@ -36,6 +42,24 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     warm: WarmArgs,
+}
+
+impl Args {
+    /// For one region of the demo, on a free port of loopback, before the edge at `edge`.
+    pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
+        Self {
+            port: 0,
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            insecure_accept_unauthenticated: true,
+            answers: Answers {
+                malformed: Malformed::Ack,
+                max_delivery_attempts: 5,
+                retry_for: 600,
+                max_in_flight: 1000,
+            },
+            warm: WarmArgs::for_demo(region, edge),
+        }
+    }
 }
 
 /// What is answered where no answer is right for everybody.
@@ -81,11 +105,15 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
-    /// Checks the arguments and binds.
+    /// Checks the arguments and binds. Outcomes go to `outcomes`, if there is one, or to the log.
     ///
     /// # Errors
     /// Arguments that cannot be meant, a port that is taken, a system without CA certificates.
-    pub(crate) async fn bind(args: Args, stop: CancellationToken) -> anyhow::Result<Self> {
+    pub(crate) async fn bind(
+        args: Args,
+        outcomes: Option<mpsc::Sender<Outcome>>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
         if !args.insecure_accept_unauthenticated {
             return Err(UsageError::new(anyhow::anyhow!(
                 "this version does not check who sends a push: put something before it that does (a private Cloud Run \
@@ -93,9 +121,11 @@ impl Serve {
             ))
             .into());
         }
-        let server = Server::bind(SocketAddr::new(args.listen, args.port)).await?;
+        let server = Server::bind(SocketAddr::new(args.listen, args.port))
+            .await
+            .context("choose another port with --port or PORT, or end what uses this one")?;
         let warmer = Warmer::new(args.warm)?;
-        Ok(Self { server, handler: Handler::new(warmer, args.answers, stop) })
+        Ok(Self { server, handler: Handler::new(warmer, args.answers, outcomes, stop) })
     }
 
     /// Where it listens.
@@ -113,6 +143,7 @@ impl Serve {
                     async move { handler.answer(request).await }
                 },
                 stop,
+                DRAIN_LIMIT,
             )
             .await;
     }
@@ -123,7 +154,7 @@ impl Serve {
 /// # Errors
 /// As for binding.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
-    let serve = Serve::bind(args, stop.clone()).await?;
+    let serve = Serve::bind(args, None, stop.clone()).await?;
     let addr = serve.addr();
     tracing::info!(addr = %addr, "listening on {addr}");
     serve.run(stop).await;

@@ -15,7 +15,7 @@ pub(crate) struct InstanceArgs {
     #[arg(long, value_name = "NAME", env = "CDNWARM_REGION")]
     pub(crate) region: Option<String>,
 
-    /// Host of Google Cloud's metadata server
+    /// Host of Google Cloud's metadata server; none where there surely is no such server
     #[arg(
         long,
         value_name = "HOST[:PORT]",
@@ -23,7 +23,7 @@ pub(crate) struct InstanceArgs {
         env = "GCE_METADATA_HOST",
         hide = true
     )]
-    pub(crate) metadata_host: String,
+    pub(crate) metadata_host: Option<String>,
 }
 
 /// Where an outcome was made.
@@ -60,10 +60,11 @@ impl Identity {
 }
 
 async fn find(args: &InstanceArgs) -> Instance {
-    // A local address without a name service: no proxy stands before it.
+    // The host is link-local: no proxy stands before it.
     let client = reqwest::Client::builder().no_proxy().timeout(METADATA_LIMIT).build();
     let ask = async |path: &str| {
-        let url = format!("http://{}/computeMetadata/v1/instance/{path}", args.metadata_host);
+        let host = args.metadata_host.as_ref()?;
+        let url = format!("http://{host}/computeMetadata/v1/instance/{path}");
         let request = client.as_ref().ok()?.get(url).header("Metadata-Flavor", "Google");
         let answer = request.send().await.ok()?.error_for_status().ok()?;
         Some(answer.text().await.ok()?.trim().to_owned()).filter(|text| !text.is_empty())
@@ -103,7 +104,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_metadata_server_it_is_local() {
-        let nowhere = InstanceArgs { region: None, metadata_host: "127.0.0.1:1".to_owned() };
+        let nowhere = InstanceArgs { region: None, metadata_host: Some("127.0.0.1:1".to_owned()) };
         let identity = Identity::discover(nowhere);
         assert_eq!(identity.get().await.region, "local");
         assert!(!identity.get().await.id.is_empty());

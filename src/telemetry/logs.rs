@@ -29,8 +29,9 @@ pub(crate) struct LogArgs {
     pub(crate) log_format: LogFormat,
 
     /// What is logged: a level (error, warn, info, debug, trace) or tracing directives such as info,cdnwarm::kafka=debug
-    #[arg(long, value_name = "LEVEL", default_value = "info", env = "CDNWARM_LOG", global = true)]
-    pub(crate) log: String,
+    /// [default: info for services, warn for tools]
+    #[arg(long, value_name = "LEVEL", env = "CDNWARM_LOG", global = true)]
+    pub(crate) log: Option<String>,
 }
 
 /// The look of a log line.
@@ -56,8 +57,12 @@ pub(crate) enum Role {
 /// # Errors
 /// Directives that do not parse.
 pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log)
-        .map_err(|error| anyhow::anyhow!("--log {}: {error}", args.log))?
+    let directives = args.log.as_deref().unwrap_or(match role {
+        Role::Service => "info",
+        Role::Tool => "warn",
+    });
+    let filter = EnvFilter::try_new(directives)
+        .map_err(|error| anyhow::anyhow!("--log {directives}: {error}"))?
         // Libraries speak only where something is wrong.
         .add_directive("hyper=warn".parse()?)
         .add_directive("h2=warn".parse()?)

@@ -65,7 +65,9 @@ impl FromStr for AllowedAddress {
             Some(net) if net.contains(':') => net,
             None if !net.contains(':') => net,
             _ => {
-                return Err(format!("{text:?}: brackets go round IPv6, such as [::1]:8080 or [fd00::/8]:443"));
+                return Err(format!(
+                    "{text:?}: brackets go round IPv6, such as [::1]:8080 or [fd00::/8]:443"
+                ));
             }
         };
         let single = |net: &str| net.parse::<IpAddr>().ok().map(IpNet::from);
@@ -108,6 +110,11 @@ pub(crate) struct ConnectTo {
 }
 
 impl ConnectTo {
+    /// `*=ADDR:PORT`.
+    pub(crate) fn every_host(to: SocketAddr) -> Self {
+        Self { host: None, to }
+    }
+
     /// Whether it is for `host`, which is a URL's host; neither case nor one final dot makes a difference.
     pub(crate) fn applies_to(&self, host: &str) -> bool {
         self.host.as_deref().is_none_or(|own| own.eq_ignore_ascii_case(without_final_dot(host)))

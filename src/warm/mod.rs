@@ -11,6 +11,7 @@ mod guard;
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -62,6 +63,19 @@ pub(crate) struct WarmArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
           value_parser = clap::value_parser!(u16).range(1..=600))]
     pub(crate) timeout: u16,
+}
+
+impl WarmArgs {
+    /// For one region of the demo: every host is served by the edge at `edge`, and a fill is looked at again.
+    pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
+        Self {
+            instance: InstanceArgs { region: Some(region.to_owned()), metadata_host: None },
+            allow_address: Vec::new(),
+            connect_to: vec![ConnectTo::every_host(edge)],
+            certify: true,
+            timeout: 60,
+        }
+    }
 }
 
 type HttpClient = Client<HttpsConnector<Connector>, Empty<Bytes>>;

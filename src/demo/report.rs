@@ -1,0 +1,221 @@
+//! The demo's score: which URL is how warm in which region, how long it took, and what the origin saw of it.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal};
+
+use anyhow::bail;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+
+use crate::outcome::Outcome;
+use crate::verdict::Verdict;
+
+/// The longest table that a person reads; of a longer one only what went wrong is shown.
+const ROWS_SHOWN: usize = 40;
+
+/// GETs that the origin saw, by URL without its scheme and by the edge that asked.
+type Gets = HashMap<(String, String), u64>;
+
+/// What is known of each URL in each region.
+pub(super) struct Report {
+    urls: Vec<String>,
+    regions: Vec<String>,
+    /// By URL and region; the last outcome counts.
+    outcomes: HashMap<(String, String), Outcome>,
+    bars: Vec<ProgressBar>,
+}
+
+impl Report {
+    pub(super) fn new(urls: &[String], regions: &[String]) -> Self {
+        Self {
+            urls: urls.to_vec(),
+            regions: regions.to_vec(),
+            outcomes: HashMap::new(),
+            bars: bars(urls.len(), regions),
+        }
+    }
+
+    /// Notes an outcome. Of one that a redelivery may change, the redelivery's counts.
+    pub(super) fn add(&mut self, outcome: Outcome) {
+        let region = self.regions.iter().position(|region| *region == outcome.region);
+        let key = (outcome.url.clone(), outcome.region.clone());
+        let is_final = !outcome.verdict.is_curable();
+        let before = self.outcomes.insert(key, outcome);
+        let was_final = before.is_some_and(|before| !before.verdict.is_curable());
+        if let Some(bar) = region.and_then(|region| self.bars.get(region))
+            && is_final
+            && !was_final
+        {
+            bar.inc(1);
+        }
+    }
+
+    /// Whether every URL has its verdict in every region.
+    pub(super) fn is_complete(&self) -> bool {
+        self.cells().all(|(_, _, outcome)| outcome.is_some_and(|outcome| !outcome.verdict.is_curable()))
+    }
+
+    /// Prints the table, the times, and what the origin and the edges were asked for.
+    pub(super) fn print(&self, origin: &Gets) {
+        for bar in &self.bars {
+            bar.finish_and_clear();
+        }
+        self.print_verdicts();
+        println!();
+        self.print_times();
+        let asked: u32 = self.cells().filter_map(|(_, _, outcome)| Some(outcome?.attempts)).sum();
+        let total: u64 = self.cells().map(|(url, region, _)| gets(origin, url, region)).sum();
+        let cells = self.urls.len() * self.regions.len();
+        println!(
+            "\nThe edges were asked {asked} times, a second look after each fill included; the origin saw {total} GETs \
+             for {cells} pairs of URL and region."
+        );
+    }
+
+    /// Whether the demo did what it is for.
+    ///
+    /// # Errors
+    /// Names the regions where a URL is not warm, or the URL that an edge fetched more than once.
+    pub(super) fn judge(&self, origin: &Gets) -> anyhow::Result<()> {
+        let not_warm = |region: &&String| {
+            self.urls
+                .iter()
+                .any(|url| self.outcome(url, region).is_none_or(|outcome| outcome.verdict != Verdict::Warm))
+        };
+        let cold: Vec<&str> = self.regions.iter().filter(not_warm).map(String::as_str).collect();
+        if !cold.is_empty() {
+            bail!("not warm everywhere: {}", cold.join(", "));
+        }
+        for (url, region, _) in self.cells() {
+            let gets = gets(origin, url, region);
+            if gets != 1 {
+                bail!("{region} asked the origin {gets} times for {url}, not once");
+            }
+        }
+        Ok(())
+    }
+
+    fn print_verdicts(&self) {
+        let is_fine = |url: &String| {
+            self.regions.iter().all(|r| self.outcome(url, r).is_some_and(|o| o.verdict == Verdict::Warm))
+        };
+        let rows: Vec<&String> = match self.urls.len() {
+            0..=ROWS_SHOWN => self.urls.iter().collect(),
+            _ => self.urls.iter().filter(|url| !is_fine(url)).take(ROWS_SHOWN).collect(),
+        };
+        let width =
+            |texts: &mut dyn Iterator<Item = usize>, least: usize| texts.max().unwrap_or(0).max(least);
+        let url_width = width(&mut rows.iter().map(|url| url.chars().count()), 3);
+        let cell_width = |region: &String| {
+            width(&mut rows.iter().map(|url| self.cell(url, region).chars().count()), region.len())
+        };
+        let widths: Vec<usize> = self.regions.iter().map(cell_width).collect();
+        let mut head = format!("{:<url_width$}", "URL");
+        for (region, width) in self.regions.iter().zip(&widths) {
+            head.push_str(&format!("  {region:<width$}"));
+        }
+        println!("{}", head.trim_end());
+        for url in &rows {
+            let mut row = format!("{url:<url_width$}");
+            for (region, width) in self.regions.iter().zip(&widths) {
+                row.push_str(&format!("  {:<width$}", self.cell(url, region)));
+            }
+            println!("{}", row.trim_end());
+        }
+        if rows.len() < self.urls.len() {
+            println!(
+                "({} of {} URLs are warm in every region and not listed)",
+                self.urls.iter().filter(|url| is_fine(url)).count(),
+                self.urls.len()
+            );
+        }
+    }
+
+    /// Time from the Kafka record's timestamp to the standing verdict, of what is warm.
+    fn print_times(&self) {
+        for region in &self.regions {
+            let mut times_ms: Vec<i64> = self
+                .urls
+                .iter()
+                .filter_map(|url| self.outcome(url, region))
+                .filter(|outcome| outcome.verdict == Verdict::Warm)
+                .filter_map(|o| Some((o.finished_at.as_millisecond() - o.source.kafka_timestamp?).max(0)))
+                .collect();
+            times_ms.sort_unstable();
+            let warm = times_ms.len();
+            let total = self.urls.len();
+            match (quantile(&times_ms, 0.50), quantile(&times_ms, 0.99)) {
+                (Some(p50), Some(p99)) => {
+                    println!("{region:<20} {warm} of {total} warm, time to warm p50 {p50} ms, p99 {p99} ms");
+                }
+                _ => println!("{region:<20} {warm} of {total} warm"),
+            }
+        }
+    }
+
+    fn cells(&self) -> impl Iterator<Item = (&str, &str, Option<&Outcome>)> {
+        let pairs = self.urls.iter().flat_map(|url| self.regions.iter().map(move |region| (url, region)));
+        pairs.map(|(url, region)| (url.as_str(), region.as_str(), self.outcome(url, region)))
+    }
+
+    fn cell(&self, url: &str, region: &str) -> String {
+        self.outcome(url, region)
+            .map_or_else(|| "no outcome".to_owned(), |outcome| outcome.verdict.to_string())
+    }
+
+    fn outcome(&self, url: &str, region: &str) -> Option<&Outcome> {
+        self.outcomes.get(&(url.to_owned(), region.to_owned()))
+    }
+}
+
+/// Prints outcomes as they come, until there are no more.
+pub(super) async fn follow(outcomes: &mut mpsc::Receiver<Outcome>) {
+    while let Some(outcome) = outcomes.recv().await {
+        println!(
+            "{:<20} {} {} ({:.1} ms)",
+            outcome.region, outcome.verdict, outcome.url, outcome.exchange.total_ms
+        );
+    }
+}
+
+/// How often `region`'s edge asked the origin for `url`.
+fn gets(origin: &Gets, url: &str, region: &str) -> u64 {
+    let without_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    origin.get(&(without_scheme.to_owned(), region.to_owned())).copied().unwrap_or(0)
+}
+
+/// The nearest-rank quantile of sorted values.
+fn quantile(sorted: &[i64], share: f64) -> Option<i64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
+/// A bar per region on a terminal, nothing in a pipe.
+fn bars(urls: usize, regions: &[String]) -> Vec<ProgressBar> {
+    if !io::stderr().is_terminal() {
+        return Vec::new();
+    }
+    let all = MultiProgress::new();
+    let style = ProgressStyle::with_template("{prefix:20} {bar:40} {pos}/{len}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = |region: &String| {
+        let bar = ProgressBar::new(urls as u64).with_style(style.clone()).with_prefix(region.clone());
+        let bar = all.add(bar);
+        bar.tick();
+        bar
+    };
+    regions.iter().map(bar).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_of_the_nearest_rank() {
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile(&[7], 0.99), Some(7));
+        assert_eq!(quantile(&[1, 2, 3, 4], 0.5), Some(2));
+        assert_eq!(quantile(&(1..=100).collect::<Vec<_>>(), 0.99), Some(99));
+    }
+}

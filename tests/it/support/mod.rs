@@ -1,0 +1,26 @@
+//! What the tests stand on: the built binary as a process, and the far ends of its wires.
+
+pub(crate) mod origin;
+pub(crate) mod process;
+pub(crate) mod stand;
+
+use std::time::Duration;
+
+/// How long anything may take before a test says that it did not happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `check` gives something, at most [`PATIENCE`]; panics with `what` otherwise.
+pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = check().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, waiting).await {
+        Ok(found) => found,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}

@@ -1,0 +1,229 @@
+//! Kafka and Pub/Sub for a test: embedded ones, or real ones where the environment names them.
+//!
+//! `CDNWARM_TEST_KAFKA_ENV` is a kafka-env file of a real cluster, `CDNWARM_TEST_PUBSUB_EMULATOR` the HOST:PORT of
+//! Google's emulator. The same tests hold on both; every test has topics of its own.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use cdnwarm::demo::kafka::EmbeddedKafka;
+use cdnwarm::demo::pubsub::EmbeddedPubsub;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::{PATIENCE, eventually};
+
+const PARTITIONS: i32 = 3;
+
+/// A Kafka with one topic.
+pub(crate) struct Kafka {
+    _embedded: Option<EmbeddedKafka>,
+    folder: TempDir,
+    client: ClientConfig,
+    pub(crate) topic: String,
+}
+
+impl Kafka {
+    /// A topic of its own, on the embedded Kafka or the real one.
+    pub(crate) async fn start() -> Self {
+        let topic = unique("urls");
+        let folder = tempfile::tempdir().unwrap();
+        match setting("CDNWARM_TEST_KAFKA_ENV") {
+            None => {
+                let embedded = EmbeddedKafka::start().unwrap();
+                embedded.create_topic(&topic, PARTITIONS).unwrap();
+                let mut client = ClientConfig::new();
+                client.set("bootstrap.servers", embedded.bootstrap_servers().unwrap());
+                Self { _embedded: Some(embedded), folder, client, topic }
+            }
+            Some(path) => {
+                let client = properties(&std::fs::read_to_string(path).unwrap());
+                let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
+                let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
+                for made in admin.create_topics(&[new], &AdminOptions::new()).await.unwrap() {
+                    made.unwrap();
+                }
+                Self { _embedded: None, folder, client, topic }
+            }
+        }
+    }
+
+    /// A kafka-env file with a group of its own and these further consumer properties.
+    pub(crate) fn env(&self, consumer: &[(&str, &str)]) -> String {
+        let mut text = "[default]\n".to_owned();
+        for (name, value) in self.client.config_map() {
+            text.push_str(&format!("{name}={value}\n"));
+        }
+        text.push_str(&format!("[consumer]\ngroup.id={}\n", unique("group")));
+        for (name, value) in consumer {
+            text.push_str(&format!("{name}={value}\n"));
+        }
+        let path = self.folder.path().join(unique("kafka-env"));
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    /// Writes URLs to a file for `produce --urls`.
+    pub(crate) fn file(&self, lines: &[String]) -> String {
+        let path = self.folder.path().join(unique("lines"));
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        path.display().to_string()
+    }
+
+    /// Produces one record as any client would, whatever is in it.
+    pub(crate) async fn produce(&self, value: Option<&[u8]>, headers: &[(&str, &[u8])]) {
+        let mut client = self.client.clone();
+        client.set("message.max.bytes", "20000000");
+        let producer: FutureProducer = client.create().unwrap();
+        let all = headers.iter().fold(OwnedHeaders::new(), |all, (name, value)| {
+            all.insert(Header { key: name, value: Some(value) })
+        });
+        let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&self.topic).headers(all);
+        if let Some(value) = value {
+            record = record.payload(value);
+        }
+        producer.send(record, PATIENCE).await.map_err(|(error, _)| error).unwrap();
+    }
+}
+
+/// A Pub/Sub with one topic.
+pub(crate) struct Pubsub {
+    pub(crate) host: String,
+    pub(crate) topic: String,
+    project: String,
+    http: reqwest::Client,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Pubsub {
+    /// A topic of its own, on the embedded Pub/Sub or on the emulator.
+    pub(crate) async fn start() -> Self {
+        let stop = CancellationToken::new();
+        let host = match setting("CDNWARM_TEST_PUBSUB_EMULATOR") {
+            Some(host) => host,
+            None => {
+                let server = EmbeddedPubsub::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+                let host = server.addr().to_string();
+                tokio::spawn(server.run(stop.clone()));
+                host
+            }
+        };
+        let project = unique("project");
+        let topic = format!("projects/{project}/topics/warming_urls");
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let pubsub = Self { host, topic, project, http, _stop: stop.drop_guard() };
+        pubsub.create_topic().await;
+        pubsub
+    }
+
+    /// Makes the topic; a test may have deleted it.
+    pub(crate) async fn create_topic(&self) {
+        self.put(&self.topic, &json!({})).await;
+    }
+
+    /// Deletes the topic.
+    pub(crate) async fn delete_topic(&self) {
+        let url = format!("http://{}/v1/{}", self.host, self.topic);
+        self.http.delete(url).send().await.unwrap().error_for_status().unwrap();
+    }
+
+    /// A subscription that pushes to this address.
+    pub(crate) async fn push_to(&self, addr: &str) {
+        let subscription = format!("projects/{}/subscriptions/{}", self.project, unique("push"));
+        let config = json!({
+            "topic": self.topic,
+            "pushConfig": {"pushEndpoint": format!("http://{addr}/")},
+            "ackDeadlineSeconds": 60,
+        });
+        self.put(&subscription, &config).await;
+    }
+
+    /// A subscription to pull from.
+    pub(crate) async fn subscribe(&self) -> Pull<'_> {
+        let name = format!("projects/{}/subscriptions/{}", self.project, unique("pull"));
+        self.put(&name, &json!({"topic": self.topic, "ackDeadlineSeconds": 600})).await;
+        Pull { pubsub: self, name, seen: Vec::new() }
+    }
+
+    async fn put(&self, name: &str, body: &Value) {
+        self.call(self.http.put(format!("http://{}/v1/{name}", self.host)), body).await;
+    }
+
+    async fn call(&self, request: reqwest::RequestBuilder, body: &Value) -> Value {
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        let answer = request.timeout(PATIENCE).send().await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert!(status.is_success(), "{status}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+/// A pull subscription, and what came from it.
+pub(crate) struct Pull<'a> {
+    pubsub: &'a Pubsub,
+    name: String,
+    /// Each message's data and attributes.
+    pub(crate) seen: Vec<(String, Value)>,
+}
+
+impl Pull<'_> {
+    /// Pulls until these are all there; more may come with them.
+    pub(crate) async fn until(&mut self, data: &BTreeSet<String>) {
+        let what = format!("{} messages", data.len());
+        eventually(&what, async || {
+            self.pull().await;
+            let seen: BTreeSet<&String> = self.seen.iter().map(|(data, _)| data).collect();
+            data.iter().all(|data| seen.contains(data)).then_some(())
+        })
+        .await;
+    }
+
+    async fn pull(&mut self) {
+        let url = |verb: &str| format!("http://{}/v1/{}:{verb}", self.pubsub.host, self.name);
+        let body = json!({"maxMessages": 1000, "returnImmediately": true});
+        let answer = self.pubsub.call(self.pubsub.http.post(url("pull")), &body).await;
+        let received = answer["receivedMessages"].as_array().cloned().unwrap_or_default();
+        if received.is_empty() {
+            return;
+        }
+        let ids: Vec<&Value> = received.iter().map(|message| &message["ackId"]).collect();
+        self.pubsub.call(self.pubsub.http.post(url("acknowledge")), &json!({"ackIds": ids})).await;
+        for message in &received {
+            let text = message["message"]["data"].as_str().unwrap_or_default();
+            let data = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+            self.seen
+                .push((String::from_utf8_lossy(&data).into_owned(), message["message"]["attributes"].clone()));
+        }
+    }
+}
+
+/// A name that no other test, and no other run against the same cluster, uses.
+fn unique(what: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    format!("{what}-{}-{}-{}", std::process::id(), now.as_millis(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The `[default]` section of a kafka-env file.
+fn properties(text: &str) -> ClientConfig {
+    let section = text.split('[').find_map(|section| section.strip_prefix("default]")).unwrap();
+    let mut client = ClientConfig::new();
+    for (name, value) in section.lines().filter(|line| !line.starts_with('#')).filter_map(|l| l.split_once('=')) {
+        client.set(name.trim(), value.trim());
+    }
+    client
+}
+
+#[expect(clippy::disallowed_methods, reason = "these choose what tests run against, not what the program does")]
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
