@@ -1,4 +1,11 @@
-//! Everything with a socket, as one test binary.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+//! Everything with a socket or a process, as one test binary: librdkafka is linked once.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
+mod bad_input;
+mod demo;
+mod edge;
 mod embedded_pubsub;
+mod house;
+mod pipeline;
+mod push;
+mod support;
