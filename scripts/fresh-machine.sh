@@ -59,10 +59,12 @@ install_debian() {
     # The mirror that this machine's own packages come from, if it is a Debian.
     if command -v apt-get >/dev/null; then
         # shellcheck disable=SC2016  # apt fills this in
-        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Codename: bookworm' 2>/dev/null | head -1)
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Codename: bookworm' | sed -n 1p)
     fi
-    debootstrap --variant=minbase bookworm "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1 || { tail "$root.log" >&2; return 1; }
-    rm -f "$root.log"
+    debootstrap --variant=minbase bookworm "$root" ${mirror:+"$mirror"} >/dev/null || {
+        tail "$root/debootstrap/debootstrap.log" >&2
+        return 1
+    }
     mount -t proc proc "$root/proc"
 }
 

@@ -22,7 +22,7 @@ dir=${KAFKA_LOCAL_DIR:-${TMPDIR:-/tmp}/cdnwarm-kafka}
 lib=${KAFKA_LOCAL_LIB:-$dir/lib}
 
 user=cdnwarm
-# The values in a kafka-env file are literal. This password holds what INI parsers, interpolation and comments trip over.
+# The values in a kafka-env file are literal. This password has what INI parsers, interpolation and comments trip over.
 password='a%b\c#d=;"e'
 
 run_java() {
@@ -168,9 +168,10 @@ is_running() {
 }
 
 stop_broker() {
-    local deadline=$((SECONDS + 30))
+    local signal=TERM deadline=$((SECONDS + 30))
     while is_running; do
-        if ((SECONDS > deadline)); then kill -KILL "$(cat "$dir/pid")"; else kill "$(cat "$dir/pid")"; fi 2>/dev/null || true
+        if ((SECONDS > deadline)); then signal=KILL; fi
+        kill -s "$signal" "$(cat "$dir/pid")" 2>/dev/null || true
         sleep 0.2
     done
     rm -f "$dir/pid" "$dir/ports"
@@ -198,7 +199,8 @@ stop) stop_broker ;;
 topic)
     (($# >= 2)) || usage
     bootstrap=$(bootstrap_server)
-    run_java org.apache.kafka.tools.TopicCommand --bootstrap-server "$bootstrap" --create --topic "$2" --partitions "${3:-6}"
+    run_java org.apache.kafka.tools.TopicCommand --bootstrap-server "$bootstrap" --create --topic "$2" \
+        --partitions "${3:-6}"
     ;;
 tool)
     (($# >= 2)) || usage

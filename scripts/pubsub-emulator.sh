@@ -86,14 +86,18 @@ start_emulator() {
     local jar
     jar=$(find_jar)
     # A second try, for the case that somebody took the port in between.
-    try_to_start "$jar" || try_to_start "$jar" || { echo "The emulator did not start; see $dir/emulator.log." >&2; exit 1; }
+    if ! try_to_start "$jar" && ! try_to_start "$jar"; then
+        echo "The emulator did not start; see $dir/emulator.log." >&2
+        exit 1
+    fi
     echo "The Pub/Sub emulator serves on $(cat "$dir/address")."
 }
 
 stop_emulator() {
-    local deadline=$((SECONDS + 15))
+    local signal=TERM deadline=$((SECONDS + 15))
     while is_running; do
-        if ((SECONDS > deadline)); then kill -KILL "$(cat "$dir/pid")"; else kill "$(cat "$dir/pid")"; fi 2>/dev/null || true
+        if ((SECONDS > deadline)); then signal=KILL; fi
+        kill -s "$signal" "$(cat "$dir/pid")" 2>/dev/null || true
         sleep 0.2
     done
     rm -f "$dir/pid" "$dir/address"
