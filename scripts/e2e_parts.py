@@ -1,4 +1,4 @@
-"""The parts that are not cdnwarm's, for e2e_real.py: processes and their logs, the Pub/Sub emulator, nginx, Kafka's tools."""
+"""The parts that are not cdnwarm's, for e2e_real.py: processes, the Pub/Sub emulator, nginx, Kafka's tools."""
 
 import contextlib
 import json
