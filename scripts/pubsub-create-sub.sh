@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Subscribes one region's Cloud Run service to the Pub/Sub topic.
+#
+#   pubsub-create-sub.sh ENDPOINT [SUBSCRIPTION] [TOPIC] [PROJECT]
+#
+# ENDPOINT is the URL that create-cloudrun.sh printed. Defaults: us-central1, warming_urls and gcloud's current project.
+set -euo pipefail
+
+endpoint=${1:-}
+subscription=${2:-us-central1}
+topic=${3:-warming_urls}
+project=${4:-$(gcloud config get project)}
+[[ $endpoint == https://* ]] || { echo "ENDPOINT must be the service's https URL, not '$endpoint'." >&2; exit 2; }
+[[ -n $project ]] || { echo "No project: name one, or run gcloud config set project." >&2; exit 2; }
+
+echo "Subscribing $endpoint to $topic in $project as $subscription."
+
+# A topic may be idle for months: without --expiration-period=never its subscriptions would be deleted after 31 days.
+# The ack deadline is also how long Pub/Sub waits for the answer to a push; 600 seconds is the longest it takes.
+gcloud pubsub subscriptions create "$subscription" \
+    --project="$project" \
+    --topic="$topic" \
+    --push-endpoint="$endpoint" \
+    --push-auth-service-account="cloudrun-pubsub-invoker@$project.iam.gserviceaccount.com" \
+    --ack-deadline=600 \
+    --expiration-period=never \
+    --message-retention-duration=7d \
+    --min-retry-delay=10s \
+    --max-retry-delay=600s
