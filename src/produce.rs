@@ -167,7 +167,16 @@ fn produce(
         .with_context(|| format!("making a Kafka producer from {source}"))?;
     let deliveries = producer.context().clone();
     let topic = &args.kafka.topic;
-    wait_for_topic(producer.client(), &deliveries.events, topic, source, args.kafka.timeout(), stop)?;
+    let hear_events = |time: Duration| producer.poll(time);
+    wait_for_topic(
+        producer.client(),
+        hear_events,
+        &deliveries.events,
+        topic,
+        source,
+        args.kafka.timeout(),
+        stop,
+    )?;
 
     let headers = args.headers.iter().fold(OwnedHeaders::new(), |headers, RecordHeader { name, value }| {
         headers.insert(Header { key: name, value: Some(value) })

@@ -1,7 +1,8 @@
 //! The embedded Kafka: librdkafka's own mock cluster, reachable by any client over TCP.
 //!
 //! It speaks the real protocol, consumer groups included, but it is a test double: plain text only, at most 5 MiB a
-//! partition (the oldest records go silently), and all of it is gone with the process.
+//! partition (the oldest records go silently), and all of it is gone with the process. Once a member has left a group,
+//! the next to join waits nearly its `session.timeout.ms`; a real broker lets it in at once.
 
 use anyhow::Context;
 use rdkafka::ClientConfig;

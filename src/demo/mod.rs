@@ -368,8 +368,10 @@ impl Files {
         let text = format!(
             "# The Kafka of the demo that is running as process {}.\n[default]\nbootstrap.servers={bootstrap_servers}\n\n\
              [consumer]\ngroup.id=cdn_prewarm_group\nauto.offset.reset=earliest\n\
-             # The embedded Kafka answers a fetch only when this is over, not when a record comes.\n\
-             fetch.wait.max.ms=20\n",
+             # The embedded Kafka answers a fetch only when this is over, not when a record comes,\n\
+             fetch.wait.max.ms=20\n\
+             # and lets a new member wait nearly this long for one that has left.\n\
+             session.timeout.ms=3000\nheartbeat.interval.ms=300\n",
             std::process::id()
         );
         std::fs::write(&self.kafka_env, text).with_context(|| format!("writing {}", self.kafka_env.display()))

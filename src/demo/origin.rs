@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ const MAX_COUNTED_BYTES: usize = 64 * 1024 * 1024;
 ///
 /// GET and HEAD of any path are answered with text that depends on host, path and query alone, fresh for an hour,
 /// with a strong `ETag`; hyper adds `Date`. A matching `If-None-Match` is answered with 304, other methods with 405.
+#[derive(Debug)]
 pub struct Origin {
     server: Server,
     body_bytes: usize,
@@ -106,7 +107,7 @@ impl Counts {
         table.gets.insert(key, 1);
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         // Every change is whole before anything can panic, so a poisoned table is as good as any.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,7 +117,7 @@ fn answer<B>(request: &Request<B>, body_bytes: usize, counts: &Counts) -> Respon
     let mut response = Response::new(Full::default());
     if request.method() != Method::GET && request.method() != Method::HEAD {
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     let url = url(request);
@@ -126,16 +127,20 @@ fn answer<B>(request: &Request<B>, body_bytes: usize, counts: &Counts) -> Respon
         counts.count(url.clone(), nearest_via(request.headers()).to_owned());
     }
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("public, max-age=3600"));
-    if let Ok(etag) = http::HeaderValue::from_str(&etag) {
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
         headers.insert(header::ETAG, etag);
     }
     if same {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
-    *response.body_mut() = Full::new(body(&url, body_bytes));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    if request.method() == Method::HEAD {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body_bytes));
+    } else {
+        *response.body_mut() = Full::new(body(&url, body_bytes));
+    }
     response
 }
 
@@ -148,7 +153,7 @@ fn url<B>(request: &Request<B>) -> String {
 }
 
 /// The name in the last member of `Via`, which is the proxy nearest to the origin: `1.1 NAME`.
-fn nearest_via(headers: &http::HeaderMap) -> &str {
+fn nearest_via(headers: &HeaderMap) -> &str {
     let last_line = headers.get_all(header::VIA).iter().next_back().and_then(|line| line.to_str().ok());
     let last_member = last_line.and_then(|line| line.rsplit(',').next()).unwrap_or_default();
     last_member.split_whitespace().nth(1).unwrap_or_default()

@@ -77,9 +77,11 @@ impl ClientEvents {
 ///
 /// # Errors
 /// No broker within `limit`, credentials or certificate refused, no such topic, no access to it, or `stop`: each says
-/// what to look at. `source` is the kafka-env file.
+/// what to look at. `source` is the kafka-env file; `hear_events` polls the client for a while, which then
+/// tells `events` why it cannot connect.
 pub(crate) fn wait_for_topic<C: ClientContext>(
     client: &Client<C>,
+    hear_events: impl Fn(Duration),
     events: &ClientEvents,
     topic: &str,
     source: &str,
@@ -110,16 +112,15 @@ pub(crate) fn wait_for_topic<C: ClientContext>(
                     _ => {}
                 },
             },
-            Err(error) => {
-                tracing::debug!("waiting for Kafka: {error}");
-                if let Some(refused) = events.refused() {
-                    bail!(
-                        "Kafka refuses the connection: {}. Check security.protocol, sasl.username, sasl.password and \
-                         the CA certificate in {source}",
-                        refused.reason
-                    );
-                }
-            }
+            Err(error) => tracing::debug!("waiting for Kafka: {error}"),
+        }
+        hear_events(Duration::from_millis(100));
+        if let Some(refused) = events.refused() {
+            bail!(
+                "Kafka refuses the connection: {}. Check security.protocol, sasl.username, sasl.password and the CA \
+                 certificate in {source}",
+                refused.reason
+            );
         }
         if Instant::now() > deadline {
             return Err(anyhow!(
@@ -129,7 +130,6 @@ pub(crate) fn wait_for_topic<C: ClientContext>(
                 events.last_error(),
             ));
         }
-        std::thread::sleep(Duration::from_millis(100));
     }
     bail!("stopped before Kafka answered")
 }

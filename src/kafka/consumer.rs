@@ -134,7 +134,15 @@ impl Member {
             .create_with_context(group)
             .with_context(|| format!("making a Kafka consumer from {}", config.source))?;
         let events = &consumer.context().events;
-        wait_for_topic(consumer.client(), events, &config.topic, &config.source, config.timeout, &stop)?;
+        // Nothing is subscribed yet, so a poll brings events alone.
+        let hear_events = |time: Duration| {
+            let until = Instant::now() + time;
+            while let Some(left) = until.checked_duration_since(Instant::now()) {
+                consumer.poll(left);
+            }
+        };
+        let (topic, source) = (&config.topic, &config.source);
+        wait_for_topic(consumer.client(), hear_events, events, topic, source, config.timeout, &stop)?;
         consumer.subscribe(&[&config.topic]).with_context(|| format!("subscribing to {}", config.topic))?;
         let ConsumerConfig { topic, source, .. } = config;
         Ok(Self {

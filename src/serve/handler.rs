@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
@@ -20,6 +20,10 @@ use crate::warm::Warmer;
 
 /// Pub/Sub's largest push that can hold a URL is about 150 KiB; 100 attributes at their limits are most of it.
 const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// How much of a body that is too large is still read, and for how long, so that its sender hears why it is refused.
+const LINGER_BYTES: usize = 4 << 20;
+const LINGER_LIMIT: Duration = Duration::from_secs(2);
 
 type Answer = Response<Full<Bytes>>;
 
@@ -80,13 +84,13 @@ impl Handler {
         };
 
         // 2. The body, up to its limit.
-        let body = request.into_body();
-        if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
-            return self.too_large().await;
+        let mut incoming = request.into_body();
+        if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
+            return self.too_large(incoming).await;
         }
-        let body = match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        let body = match Limited::new(&mut incoming, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => return self.too_large().await,
+            Err(error) if error.is::<LengthLimitError>() => return self.too_large(incoming).await,
             Err(error) => {
                 tracing::debug!("push body: {error}");
                 return closing(say(StatusCode::BAD_REQUEST, "the body could not be read to its end"));
@@ -124,7 +128,8 @@ impl Handler {
     }
 
     /// No message that holds a URL is this large.
-    async fn too_large(&self) -> Answer {
+    async fn too_large(&self, body: Incoming) -> Answer {
+        tokio::spawn(linger(body));
         let reason = format!("malformed data: a push of more than {MAX_BODY_BYTES} bytes");
         if self.answers.malformed == Malformed::Nack {
             tracing::warn!("{reason}; answered 413 (--malformed ack drops such messages)");
@@ -142,6 +147,22 @@ impl Handler {
             Some(outcomes) => drop(outcomes.send(outcome).await),
         }
     }
+}
+
+/// Reads on for a moment while the answer goes out: a connection that is closed on unread data is reset, and the
+/// client may lose the answer with it (RFC 9112, section 9.6).
+async fn linger(mut body: Incoming) {
+    let reading = async {
+        let mut left = LINGER_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Past it the client has had its chance.
+    let _ = tokio::time::timeout(LINGER_LIMIT, reading).await;
 }
 
 /// 503 where a later delivery may go better and there are some left, 204 for all else: never 202, which Google's

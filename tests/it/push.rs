@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::Response;
+use bytes::Bytes;
+use http::{Request, Response};
 use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::origin::{Asked, Answer, Origin, cacheable, status};
+use crate::support::origin::{Answer, Asked, Origin, cacheable, status};
 use crate::support::process::{Process, command};
 
 /// A `serve` before an origin.
@@ -25,7 +28,8 @@ impl Served {
     /// Every host is the origin; these further arguments come first.
     async fn before(origin: &Origin, args: &[&str]) -> Self {
         let connect_to = format!("*={}", origin.addr);
-        let mut all = vec!["serve", "--listen", "127.0.0.1", "--port", "0", "--insecure-accept-unauthenticated"];
+        let mut all =
+            vec!["serve", "--listen", "127.0.0.1", "--port", "0", "--insecure-accept-unauthenticated"];
         all.extend(["--region", "europe-west1", "--connect-to", &connect_to]);
         all.extend(args);
         let mut command = command(&all);
@@ -57,6 +61,11 @@ impl Served {
             envelope[name] = value.clone();
         }
         self.post(envelope.to_string()).await
+    }
+
+    /// Pushes a URL without attributes.
+    async fn push_url(&self, url: &str) -> u16 {
+        self.push(url.as_bytes(), &json!({}), &json!({})).await
     }
 
     /// The only outcome so far.
@@ -109,7 +118,7 @@ async fn a_large_envelope_works_and_a_huge_one_is_refused_unread() {
     assert_eq!(served.post(padding(256 << 10)).await, 204);
     assert_eq!(origin.asked().len(), 1);
     assert_eq!(served.post(padding(2 << 20)).await, 413);
-    assert_eq!(served.push(b"http://example.com/next", &json!({}), &json!({})).await, 204, "the next one works");
+    assert_eq!(served.push_url("http://example.com/next").await, 204, "the next one works");
 }
 
 #[tokio::test]
@@ -144,7 +153,10 @@ async fn one_json_line_tells_the_outcome_with_its_evidence() {
         assert_eq!(outcome[name], value, "{name} of {outcome}");
     }
     let evidence = &outcome["cache"];
-    assert_eq!((&evidence["cdn"], &evidence["ttl_s"], &evidence["age_s"]), (&json!("frankfurt"), &json!(42), &json!(18)));
+    assert_eq!(
+        (&evidence["cdn"], &evidence["ttl_s"], &evidence["age_s"]),
+        (&json!("frankfurt"), &json!(42), &json!(18))
+    );
     assert!(outcome["instance"].as_str().unwrap().len() <= 8);
     assert!(!served.serve.lines().join("\n").contains("c0ffee"), "signatures are not shown");
 
@@ -175,7 +187,7 @@ async fn certify_looks_again_after_a_fill() {
     let served = Served::before(&origin, &["--certify"]).await;
     for path in ["kept", "forgotten"] {
         let url = format!("http://example.com/{path}");
-        assert_eq!(served.push(url.as_bytes(), &json!({}), &json!({})).await, 204);
+        assert_eq!(served.push_url(&url).await, 204);
     }
     served.serve.verdicts(&["http://example.com/kept".to_owned()], "warm").await;
     served.serve.verdicts(&["http://example.com/forgotten".to_owned()], "filled").await;
@@ -190,10 +202,15 @@ async fn what_a_redelivery_may_cure_is_nacked_while_attempts_are_left() {
     })
     .await;
     let served = Served::before(&origin, &[]).await;
-    for (code, attempt, answer) in [(503, 1, 503), (503, 5, 204), (404, 1, 204), (302, 1, 204), (429, 1, 503)] {
+    for (code, attempt, answer) in [(503, 1, 503), (503, 5, 204), (404, 1, 204), (302, 1, 204), (429, 1, 503)]
+    {
         let url = format!("http://example.com/{code}");
         let more = json!({"deliveryAttempt": attempt});
-        assert_eq!(served.push(url.as_bytes(), &json!({}), &more).await, answer, "{code} at attempt {attempt}");
+        assert_eq!(
+            served.push(url.as_bytes(), &json!({}), &more).await,
+            answer,
+            "{code} at attempt {attempt}"
+        );
     }
 }
 
@@ -213,7 +230,7 @@ async fn no_connection_is_opened_to_what_is_not_public() {
         "http://user:password@example.com/",
         "http://localhost/",
     ] {
-        assert_eq!(strict.push(url.as_bytes(), &json!({}), &json!({})).await, 204, "{url}");
+        assert_eq!(strict.push_url(url).await, 204, "{url}");
     }
     eventually("six refusals", async || (strict.serve.outcomes().len() == 6).then_some(())).await;
     for outcome in strict.serve.outcomes() {
@@ -226,7 +243,7 @@ async fn no_connection_is_opened_to_what_is_not_public() {
     let mut allowing = args.to_vec();
     allowing.extend(["--allow-address", &allow]);
     let allowed = Served::of(command(&allowing)).await;
-    assert_eq!(allowed.push(refused.as_bytes(), &json!({}), &json!({})).await, 204);
+    assert_eq!(allowed.push_url(&refused).await, 204);
     assert_eq!(allowed.outcome().await["verdict"], "fetched");
     assert_eq!(origin.asked().len(), 1);
 }
@@ -243,9 +260,17 @@ async fn a_body_that_ends_early_is_no_success() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this").await;
         }
     });
-    let args = ["serve", "--listen", "127.0.0.1", "--port", "0", "--insecure-accept-unauthenticated", "--connect-to"];
+    let args = [
+        "serve",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--insecure-accept-unauthenticated",
+        "--connect-to",
+    ];
     let served = Served::of(command(&[&args[..], &[&connect_to]].concat())).await;
-    assert_eq!(served.push(b"http://example.com/", &json!({}), &json!({})).await, 503);
+    assert_eq!(served.push_url("http://example.com/").await, 503);
     let outcome = served.outcome().await;
     assert_eq!((&outcome["verdict"], &outcome["reason"]), (&json!("failed"), &json!("truncated")));
     assert_eq!(outcome["attempts"], 3, "tried again before Pub/Sub has to");
@@ -259,7 +284,11 @@ async fn malformed_data_goes_by_the_operators_choice() {
         assert_eq!(served.push(data, &json!({}), &json!({})).await, 204);
     }
     assert_eq!(served.post("{").await, 400, "what is no push at all is never acknowledged");
-    assert_eq!(served.post(vec![b' '; 2 << 20]).await, 204, "too large to be read, and it would come for ever");
+    assert_eq!(
+        served.post(vec![b' '; 2 << 20]).await,
+        204,
+        "too large to be read, and it would come for ever"
+    );
     eventually("four refusals", async || (served.serve.outcomes().len() == 4).then_some(())).await;
     for outcome in served.serve.outcomes() {
         assert_eq!(outcome["verdict"], "refused");
@@ -279,7 +308,11 @@ async fn options_decide_where_and_until_when() {
     ] {
         assert_eq!(served.push(b"http://example.com/", &attributes, &json!({})).await, 204);
         let last = eventually("its outcome", async || {
-            served.serve.outcomes().into_iter().find(|o| o["reason"].as_str().is_some_and(|r| r.contains(reason)))
+            served
+                .serve
+                .outcomes()
+                .into_iter()
+                .find(|o| o["reason"].as_str().is_some_and(|r| r.contains(reason)))
         });
         assert_eq!(last.await["verdict"], "refused");
     }
@@ -309,9 +342,13 @@ async fn other_requests_are_told_what_this_is() {
 #[tokio::test]
 async fn pushes_over_cleartext_http2_work() {
     let origin = plain_origin(|_| cacheable()).await;
-    let mut served = Served::before(&origin, &[]).await;
-    served.http = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
-    assert_eq!(served.push(b"http://example.com/", &json!({}), &json!({})).await, 204);
+    let served = Served::before(&origin, &[]).await;
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let envelope = json!({"message": {"data": STANDARD.encode("http://example.com/h2"), "messageId": "1"}});
+    let request = Request::post(&served.url).body(Full::<Bytes>::from(envelope.to_string())).unwrap();
+    let answer = client.request(request).await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (204, http::Version::HTTP_2));
+    assert_eq!(origin.asked().len(), 1);
 }
 
 #[tokio::test]
@@ -319,7 +356,7 @@ async fn sigterm_answers_what_is_in_flight_and_ends() {
     let origin =
         Origin::start_slow(&["example.com".to_owned()], Duration::from_secs(2), |_| cacheable()).await;
     let mut served = Served::before(&origin, &[]).await;
-    let (answer, ()) = tokio::join!(served.push(b"http://example.com/slow", &json!({}), &json!({})), async {
+    let (answer, ()) = tokio::join!(served.push_url("http://example.com/slow"), async {
         eventually("the GET", async || (!origin.asked().is_empty()).then_some(())).await;
         served.serve.signal(Signal::SIGTERM);
     });
@@ -332,9 +369,9 @@ async fn more_pushes_than_the_cap_are_answered_at_once() {
     let origin =
         Origin::start_slow(&["example.com".to_owned()], Duration::from_secs(2), |_| cacheable()).await;
     let served = Served::before(&origin, &["--max-in-flight", "1"]).await;
-    let (first, second) = tokio::join!(served.push(b"http://example.com/1", &json!({}), &json!({})), async {
+    let (first, second) = tokio::join!(served.push_url("http://example.com/1"), async {
         eventually("the GET", async || (!origin.asked().is_empty()).then_some(())).await;
-        served.push(b"http://example.com/2", &json!({}), &json!({})).await
+        served.push_url("http://example.com/2").await
     });
     assert_eq!((first, second), (204, 429));
 }

@@ -1,6 +1,6 @@
 //! One region's edge of the demo: a caching reverse proxy that keeps to RFC 9111 and says what it did (RFC 9211).
 //!
-//! A request's walk is [`Edge::answer`]. What is kept is `store.rs`, how the origin is asked `upstream.rs`, how misses
+//! A request's walk is `Proxy::answer`. What is kept is `store.rs`, how the origin is asked `upstream.rs`, how misses
 //! for one URL become one GET `collapse.rs`, and what is said of it `status.rs`.
 
 mod collapse;

@@ -108,8 +108,13 @@ pub(crate) fn status(status: u16) -> Answer {
     Response::builder().status(status).body(Full::default()).unwrap()
 }
 
-async fn serve<S, F>(stream: S, scheme: &'static str, delay: Duration, seen: Arc<Mutex<Vec<Asked>>>, answer: F)
-where
+async fn serve<S, F>(
+    stream: S,
+    scheme: &'static str,
+    delay: Duration,
+    seen: Arc<Mutex<Vec<Asked>>>,
+    answer: F,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(&Asked) -> Answer + Clone + Send + Sync + 'static,
 {

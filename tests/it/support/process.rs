@@ -106,7 +106,10 @@ impl Process {
     /// Waits for its end; gives the exit code, none where a signal ended it.
     pub(crate) async fn ends(&mut self) -> Option<i32> {
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
-        status.unwrap_or_else(|_| panic!("it did not end:\n{}", self.lines.lock().unwrap().join("\n"))).unwrap().code()
+        status
+            .unwrap_or_else(|_| panic!("it did not end:\n{}", self.lines.lock().unwrap().join("\n")))
+            .unwrap()
+            .code()
     }
 
     /// SIGKILL, and waits for the end.
@@ -128,7 +131,11 @@ impl Process {
             let outcomes = self.outcomes();
             urls.iter()
                 .all(|url| {
-                    outcomes.iter().rev().find(|o| o["url"] == url.as_str()).is_some_and(|o| o["verdict"] == verdict)
+                    outcomes
+                        .iter()
+                        .rev()
+                        .find(|o| o["url"] == url.as_str())
+                        .is_some_and(|o| o["verdict"] == verdict)
                 })
                 .then_some(())
         })
