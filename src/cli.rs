@@ -1,6 +1,6 @@
 //! The command line: one variant and one help line per role.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::telemetry::logs::LogArgs;
 use crate::{bridge, consume_direct, demo, produce, serve};
@@ -17,6 +17,22 @@ pub struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line and the environment; prints help, version or what is wrong and leaves where that is due.
+    pub fn from_process() -> Self {
+        let matches = Self::help_without_values().get_matches();
+        // Both sides are derived from the same types, so this only fails where `get_matches` has already left.
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Help names the environment's variables and keeps their values, among which there may be secrets, to itself.
+    fn help_without_values() -> clap::Command {
+        Self::command()
+            .mut_args(|arg| arg.hide_env_values(true))
+            .mut_subcommands(|role| role.mut_args(|arg| arg.hide_env_values(true)))
+    }
 }
 
 /// The roles of this program.
@@ -36,12 +52,10 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::help_without_values().debug_assert();
     }
 }

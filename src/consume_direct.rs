@@ -28,7 +28,7 @@ pub(crate) struct Args {
     kafka: KafkaArgs,
 
     /// Accepted for scripts that still give it, and ignored
-    #[arg(value_name = "PROJECT_ID")]
+    #[arg(value_name = "PROJECT_ID", env = "CDNWARM_PROJECT_ID")]
     project_id: Option<String>,
 
     /// Start at the beginning of every partition, whatever is committed

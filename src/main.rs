@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    cdnwarm::start(cdnwarm::cli::Cli::parse())
+    cdnwarm::start(cdnwarm::cli::Cli::from_process())
 }

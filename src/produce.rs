@@ -46,17 +46,17 @@ pub(crate) struct Args {
     kafka: KafkaArgs,
 
     /// How many sample records to produce
-    #[arg(value_name = "COUNT", default_value_t = 10, conflicts_with = "urls")]
+    #[arg(value_name = "COUNT", default_value_t = 10, env = "CDNWARM_COUNT", conflicts_with = "urls")]
     count: u64,
 
     /// Produce the URLs of this file, one a line, instead of the sample; - reads standard input
     ///
     /// Blank lines and lines starting with # are skipped. A line that is no URL is reported and the others go on.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "CDNWARM_URLS")]
     urls: Option<PathBuf>,
 
     /// Header of every record, such as warm-regions=europe-west1 (repeatable)
-    #[arg(long = "header", value_name = "NAME=VALUE")]
+    #[arg(long = "header", value_name = "NAME=VALUE", env = "CDNWARM_HEADER")]
     headers: Vec<RecordHeader>,
 
     /// Records to produce a second [default: as fast as they go]

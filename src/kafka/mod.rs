@@ -17,7 +17,7 @@ pub(crate) use offsets::Receipt;
 /// Which cluster and topic, as every Kafka role takes them.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct KafkaArgs {
-    /// File with the librdkafka properties of the cluster, in sections [default] and [consumer]; see kafka-env.example
+    /// File with the librdkafka properties of the cluster, in its sections default and consumer; see kafka-env.example
     #[arg(value_name = "KAFKA_ENV", env = "CDNWARM_KAFKA_ENV")]
     pub(crate) kafka_env: PathBuf,
 

@@ -23,6 +23,7 @@ const OUTCOME: &str = "cdnwarm::outcome";
 
 /// How and how much is logged.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Logging")]
 pub(crate) struct LogArgs {
     /// How log lines look: JSON is for Cloud Logging; auto is text for a person, JSON for a service without a terminal
     #[arg(long, value_enum, default_value_t = LogFormat::Auto, env = "CDNWARM_LOG_FORMAT", global = true)]
