@@ -2,17 +2,20 @@
 # Runs cdnwarm between a real Kafka (SASL_SSL), Google's Pub/Sub emulator and nginx caches, and compares what was
 # asked for with what reached each cache, URL by URL.
 #
-#   e2e-real.sh [--kill] [--direct] [--system-ca] [--all]
+#   e2e-real.sh [--kill] [--direct] [--system-ca] [--wrong-password] [--contract] [--all]
 #
-#   (none)       COUNT URLs through produce, bridge and a serve for each of two regions
-#   --kill       the same while bridge is killed (SIGKILL) twice: before and after its first commit
-#   --direct     the same with consume-direct beside bridge, on the same topic with the same kafka-env
-#   --system-ca  produce without ssl.ca.location, the broker's authority among the system's
-#   --all        all four
+#   (none)            COUNT URLs through produce, bridge and a serve for each of two regions
+#   --kill            the same while bridge is killed (SIGKILL) twice: before and after its first commit
+#   --direct          the same with consume-direct beside bridge, on the same topic with the same kafka-env
+#   --system-ca       produce without ssl.ca.location, the broker's authority among the system's
+#   --wrong-password  a wrong password ends each role with a clear message
+#   --contract        the pipeline tests of `cargo test`, on these real parts
+#   --all             all of them
 #
 # Environment: COUNT (10000) URLs per run; CDNWARM (target/debug/cdnwarm) the binary; KAFKA_LOCAL_LIB a directory that
 # has Kafka's jars or is to have them; KEEP=1 keeps the working directory, with every log.
-# Needs java, mvn, nginx, openssl, curl, python3 and the emulator (see pubsub-emulator.sh); --system-ca needs root.
+# Needs java, mvn, nginx, openssl, curl, python3 and the emulator (see pubsub-emulator.sh); --system-ca needs root;
+# --contract needs cargo.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,7 +23,7 @@ cdnwarm=$(realpath -m "${CDNWARM:-$here/../target/debug/cdnwarm}")
 
 for option in "$@"; do
     case $option in
-    --kill | --direct | --system-ca | --all) ;;
+    --kill | --direct | --system-ca | --wrong-password | --contract | --all) ;;
     *)
         sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
         exit 2

@@ -299,7 +299,37 @@ def system_ca(options, stack):
         raise Failure(f"the topic holds {records} records instead of 10")
 
 
-SCENARIOS = {"plain": plain, "kill": kill, "direct": direct, "system_ca": system_ca}
+def wrong_password(options, stack):
+    """A wrong password ends each Kafka role with status 1 and says what to look at, without showing the password."""
+    run = Run("wrong-password", options, stack, regions=())
+    text = pathlib.Path(run.kafka_env()).read_text()
+    path = run.work / "kafka-env-wrong"
+    path.write_text(re.sub(r"(?m)^sasl\.password=.*$", "sasl.password=hunter2", text))
+    for role in ("produce", "consume-direct"):
+        result = subprocess.run([run.cdnwarm, role, str(path), run.topic], stdin=subprocess.DEVNULL,
+                                capture_output=True, text=True, timeout=RUN_SECONDS)
+        said = result.stdout + result.stderr
+        fine = result.returncode == 1 and "Kafka refuses the connection" in said and "sasl.password" in said
+        if not fine or "hunter2" in said:
+            raise Failure(f"{role} with a wrong password ended with status {result.returncode} and said:\n{said}")
+        print(f"{role}: {said.strip().splitlines()[-1]}", flush=True)
+
+
+def contract(options, stack):
+    """The pipeline tests that hold on the embedded parts hold here as well."""
+    run = Run("contract", options, stack, regions=())
+    environment = {**os.environ, "CDNWARM_TEST_KAFKA_ENV": str(run.kafka / "kafka-env"),
+                   "CDNWARM_TEST_PUBSUB_EMULATOR": run.emulator.address}
+    # Two at a time: the brokers share the processors with the tests, and the emulator makes two pushes at once.
+    tests = subprocess.run(["cargo", "test", "--locked", "--test", "it", "pipeline::", "--", "--test-threads=2"],
+                           env=environment, stdin=subprocess.DEVNULL, timeout=4 * RUN_SECONDS,
+                           cwd=pathlib.Path(__file__).parent.parent)
+    if tests.returncode != 0:
+        raise Failure(f"cargo test ended with status {tests.returncode}")
+
+
+SCENARIOS = {"plain": plain, "kill": kill, "direct": direct, "system_ca": system_ca,
+             "wrong_password": wrong_password, "contract": contract}
 
 
 def main():

@@ -2,6 +2,7 @@
 //!
 //! Same verdicts as `serve`. Its consumer group is its own, so that it never takes a partition from `bridge`.
 
+use clap::builder::BoolishValueParser;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ pub(crate) struct Args {
     project_id: Option<String>,
 
     /// Start at the beginning of every partition, whatever is committed
-    #[arg(long, env = "CDNWARM_RESET")]
+    #[arg(long, env = "CDNWARM_RESET", value_parser = BoolishValueParser::new())]
     reset: bool,
 
     /// Consumer group [default: the group.id of KAFKA_ENV with -direct behind it]
@@ -87,7 +88,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     };
     tokio::select! {
         ended = work => match ended {
-            Err(_) if stop.is_cancelled() => Ok(()),
+            Err(error) if stop.is_cancelled() => {
+                tracing::warn!("while stopping: {error:#}");
+                Ok(())
+            }
             ended => ended,
         },
         () = late => {

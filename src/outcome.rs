@@ -118,21 +118,28 @@ pub fn shown_url(url: &Url) -> String {
 }
 
 fn is_signature_like(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    const PARTS: [&str; 10] = [
-        "sign",
-        "token",
-        "secret",
-        "password",
-        "passwd",
-        "credential",
-        "apikey",
-        "api_key",
-        "api-key",
-        "auth",
+    // A name may be written with percent escapes, and means the same.
+    let name = url::form_urlencoded::parse(name.as_bytes()).next().map(|(name, _)| name.to_ascii_lowercase());
+    let name = name.unwrap_or_default();
+    const PARTS: [&str; 10] =
+        ["sign", "token", "secret", "password", "passwd", "credential", "apikey", "_key", "-key", "auth"];
+    const WHOLE: [&str; 15] = [
+        "sig",
+        "key",
+        "hmac",
+        "hdnts",
+        "hdnea",
+        "policy",
+        "key-pair-id",
+        "keyname",
+        "jwt",
+        "session",
+        "pwd",
+        "md5",
+        "hash",
+        "verify",
+        "accesskey",
     ];
-    const WHOLE: [&str; 11] =
-        ["sig", "key", "hmac", "hdnts", "hdnea", "policy", "key-pair-id", "keyname", "jwt", "session", "pwd"];
     PARTS.iter().any(|part| name.contains(part)) || WHOLE.contains(&name.as_str())
 }
 
@@ -228,8 +235,10 @@ mod tests {
     fn signatures_are_not_shown_and_the_rest_of_the_url_is() {
         let shown = |text: &str| shown_url(&Url::parse(text).unwrap());
         assert_eq!(
-            shown("https://e.com/v/1.ts?file=a&X-Amz-Signature=abc&Expires=1&token=x%3D&sig=&Key-Pair-Id=K"),
-            "https://e.com/v/1.ts?file=a&X-Amz-Signature=…&Expires=1&token=…&sig=&Key-Pair-Id=…"
+            shown(
+                "https://e.com/v/1.ts?file=a&X-Amz-Signature=abc&Expires=1&token=x%3D&sig=&Key-Pair-Id=K&%73ig=s&md5=m"
+            ),
+            "https://e.com/v/1.ts?file=a&X-Amz-Signature=…&Expires=1&token=…&sig=&Key-Pair-Id=…&%73ig=…&md5=…"
         );
         assert_eq!(shown("https://e.com/keys/a"), "https://e.com/keys/a");
         assert_eq!(shown("https://e.com/a?file=monkey"), "https://e.com/a?file=monkey");

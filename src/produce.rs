@@ -1,11 +1,13 @@
 //! `cdnwarm produce`: URLs into a Kafka topic, the sample's or a file's, and what became of each.
 
+use clap::builder::BoolishValueParser;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -21,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::kafka::KafkaArgs;
 use crate::kafka::client::{ClientEvents, wait_for_topic};
 use crate::kafka::env::KafkaEnv;
-use crate::request::WarmRequest;
+use crate::request::{MAX_URL_BYTES, WarmRequest};
 use crate::usage::UsageError;
 
 /// The sample: any of these keys with any of these files.
@@ -38,6 +40,16 @@ const SAMPLE_PREFIX: &str = "http://postman-echo.com/get?file=";
 /// What kafka-env may override: safe against duplicates by retries, small on the wire.
 const DEFAULTS: [(&str, &str); 3] =
     [("enable.idempotence", "true"), ("compression.type", "zstd"), ("linger.ms", "20")];
+
+/// How often a wait looks at deliveries and at whether it is to stop.
+const POLL: Duration = Duration::from_millis(50);
+/// How long a stop waits for records that were handed over.
+const STOP_LIMIT: Duration = Duration::from_secs(7);
+/// Lines read ahead.
+const LINES_WAITING: usize = 1_024;
+/// What is kept of a line: more than any URL has, so that a longer one is seen to be too long.
+const MAX_LINE_BYTES: u64 = MAX_URL_BYTES as u64 + 1024;
+const STOPPED: &str = "stopped before everything was produced";
 
 /// Arguments of `cdnwarm produce`.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,7 +76,7 @@ pub(crate) struct Args {
     rate: Option<NonZeroU32>,
 
     /// Print a line for each record once it is delivered
-    #[arg(long, short, env = "CDNWARM_VERBOSE")]
+    #[arg(long, short, env = "CDNWARM_VERBOSE", value_parser = BoolishValueParser::new())]
     verbose: bool,
 }
 
@@ -103,10 +115,12 @@ impl FromStr for RecordHeader {
 }
 
 /// What was produced.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Summary {
     delivered: u64,
     failed: u64,
+    /// Why not everything was sent, if so.
+    cut_short: Option<anyhow::Error>,
 }
 
 /// Produces, waits until each record is delivered or has failed, and prints a summary.
@@ -121,9 +135,14 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let summary = tokio::task::spawn_blocking(move || produce(&args, &config, &source, &stop))
         .await
         .context("the producing thread panicked")??;
-    let Summary { delivered, failed } = summary;
+    let Summary { delivered, failed, cut_short } = summary;
     let seconds = started.elapsed().as_secs_f64();
-    println!("{delivered} records delivered to {topic} in {seconds:.1} s, {failed} failed");
+    // A closed pipe is the reader's choice and changes nothing for the records.
+    let _ =
+        writeln!(io::stdout(), "{delivered} records delivered to {topic} in {seconds:.1} s, {failed} failed");
+    if let Some(error) = cut_short {
+        return Err(error);
+    }
     ensure!(failed == 0, "{failed} of {} records were not delivered", delivered + failed);
     Ok(())
 }
@@ -143,7 +162,7 @@ fn checked(args: &Args) -> anyhow::Result<(ClientConfig, String)> {
         bail!("--header: {}", not_a_request.reason());
     }
     if let Some(path) = args.urls.as_deref().filter(|path| *path != Path::new("-")) {
-        File::open(path).with_context(|| format!("opening --urls {}", path.display()))?;
+        path.metadata().with_context(|| format!("looking at --urls {}", path.display()))?;
     }
     Ok((config, env.path().display().to_string()))
 }
@@ -156,6 +175,7 @@ fn produce(
 ) -> anyhow::Result<Summary> {
     let progress = progress(args);
     let deliveries = Deliveries {
+        closing: AtomicBool::new(false),
         verbose: args.verbose,
         delivered: AtomicU64::new(0),
         failed: AtomicU64::new(0),
@@ -189,25 +209,32 @@ fn produce(
         pace: args.rate.map(Pace::new),
         stop,
     };
-    match &args.urls {
-        None => sample(args.count, &mut outlet)?,
-        Some(path) if path == Path::new("-") => lines(io::stdin().lock(), "standard input", &mut outlet)?,
-        Some(path) => {
-            let file = File::open(path).with_context(|| format!("opening --urls {}", path.display()))?;
-            lines(BufReader::new(file), &path.display().to_string(), &mut outlet)?;
+    let sent = match &args.urls {
+        None => sample(args.count, &mut outlet),
+        Some(path) => lines(path, &mut outlet),
+    };
+    // A record's own time limit (delivery.timeout.ms) ends the wait where the broker is away; a stop ends it sooner.
+    let mut deadline = None;
+    while producer.in_flight_count() > 0 && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+        producer.poll(POLL);
+        if stop.is_cancelled() {
+            deadline.get_or_insert_with(|| Instant::now() + STOP_LIMIT);
         }
     }
-    // A record's own time limit (delivery.timeout.ms) ends the wait where the broker is away.
-    while producer.in_flight_count() > 0 && !stop.is_cancelled() {
-        producer.poll(Duration::from_millis(50));
-    }
-    let left = producer.in_flight_count();
-    if left > 0 {
-        tracing::warn!("stopped; whether {left} records were delivered is not known");
-    }
     progress.finish_and_clear();
-    let failed = deliveries.failed.load(Ordering::Relaxed) + u64::try_from(left).unwrap_or_default();
-    Ok(Summary { delivered: deliveries.delivered.load(Ordering::Relaxed), failed })
+    let unknown = u64::try_from(producer.in_flight_count()).unwrap_or_default();
+    if unknown > 0 {
+        eprintln!(
+            "stopped: whether the last {unknown} records were delivered is not known; they count as failed"
+        );
+    }
+    // What is dropped with the producer is reported as failed, record by record; it is counted already.
+    deliveries.closing.store(true, Ordering::Relaxed);
+    Ok(Summary {
+        delivered: deliveries.delivered.load(Ordering::Relaxed),
+        failed: deliveries.failed.load(Ordering::Relaxed) + unknown,
+        cut_short: sent.err(),
+    })
 }
 
 /// Where records go out.
@@ -221,14 +248,15 @@ struct Outlet<'a> {
 }
 
 impl Outlet<'_> {
-    /// Hands one record over, waiting while the producer's queue is full; false once stopped.
-    fn send(&mut self, key: Option<&str>, value: &str) -> anyhow::Result<bool> {
+    /// Hands one record over, waiting while the producer's queue is full.
+    ///
+    /// # Errors
+    /// A record that librdkafka does not take, and a stop.
+    fn send(&mut self, key: Option<&str>, value: &str) -> anyhow::Result<()> {
         if let Some(pace) = &mut self.pace {
             while let Some(wait) = pace.wait() {
-                if self.stop.is_cancelled() {
-                    return Ok(false);
-                }
-                self.producer.poll(wait.min(Duration::from_millis(50)));
+                ensure!(!self.stop.is_cancelled(), STOPPED);
+                self.producer.poll(wait.min(POLL));
             }
         }
         let mut record = BaseRecord::<str, str>::to(self.topic).payload(value).headers(self.headers.clone());
@@ -239,14 +267,13 @@ impl Outlet<'_> {
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 return Err(error).context("handing a record to the producer");
             }
-            if self.stop.is_cancelled() {
-                return Ok(false);
-            }
-            self.producer.poll(Duration::from_millis(50));
+            ensure!(!self.stop.is_cancelled(), STOPPED);
+            self.producer.poll(POLL);
             record = unsent;
         }
         self.producer.poll(Duration::ZERO);
-        Ok(!self.stop.is_cancelled())
+        ensure!(!self.stop.is_cancelled(), STOPPED);
+        Ok(())
     }
 }
 
@@ -278,9 +305,7 @@ fn sample(count: u64, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
     let mut random = Choices(jiff::Timestamp::now().as_nanosecond() as u64);
     for _ in 0..count {
         let url = format!("{SAMPLE_PREFIX}{}", random.one_of(&SAMPLE_FILES));
-        if !outlet.send(Some(random.one_of(&SAMPLE_KEYS)), &url)? {
-            break;
-        }
+        outlet.send(Some(random.one_of(&SAMPLE_KEYS)), &url)?;
     }
     Ok(())
 }
@@ -290,33 +315,73 @@ pub(crate) fn sample_urls() -> impl Iterator<Item = String> {
     SAMPLE_FILES.iter().map(|file| format!("{SAMPLE_PREFIX}{file}"))
 }
 
-/// The URLs of `input`, one a line. A line that is no URL counts as failed and is named; the others go on.
-fn lines(mut input: impl BufRead, name: &str, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
-    let mut line = Vec::new();
+/// The URLs of the input, one a line. A line that is no URL counts as failed and is named; the others go on.
+///
+/// The input is read on a thread of its own: a quiet pipe must not keep deliveries from being heard, nor a stop.
+fn lines(path: &Path, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
+    let (sender, lines) = sync_channel(LINES_WAITING);
+    let (name, input) = match path.to_str() {
+        Some("-") => ("standard input".to_owned(), None),
+        _ => (path.display().to_string(), Some(path.to_owned())),
+    };
+    std::thread::Builder::new()
+        .name("input".to_owned())
+        .spawn(move || read_lines(input.as_deref(), &sender))
+        .context("starting the thread that reads the input")?;
     for number in 1.. {
-        line.clear();
-        if input.read_until(b'\n', &mut line).with_context(|| format!("reading {name}"))? == 0 {
-            break;
-        }
+        let line = loop {
+            match lines.recv_timeout(POLL) {
+                Ok(line) => break line.with_context(|| format!("reading {name}"))?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if outlet.stop.is_cancelled() => bail!(STOPPED),
+                Err(RecvTimeoutError::Timeout) => outlet.producer.poll(Duration::ZERO),
+            }
+        };
         let text = line.trim_ascii();
         if text.is_empty() || text.starts_with(b"#") {
             continue;
         }
         match (WarmRequest::parse(text, []), std::str::from_utf8(text)) {
-            (Ok(_), Ok(url)) => {
-                if !outlet.send(None, url)? {
-                    break;
-                }
-            }
-            (Err(not_a_request), _) => outlet.deliveries.bad_line(name, number, &not_a_request.reason()),
-            (Ok(_), Err(_)) => outlet.deliveries.bad_line(name, number, "not UTF-8"),
+            (Ok(_), Ok(url)) => outlet.send(None, url)?,
+            (Err(not_a_request), _) => outlet.deliveries.bad_line(&name, number, &not_a_request.reason()),
+            (Ok(_), Err(_)) => outlet.deliveries.bad_line(&name, number, "not UTF-8"),
         }
     }
     Ok(())
 }
 
+/// Sends each line of the file, or of standard input. Of a line longer than any URL only the start is kept.
+fn read_lines(path: Option<&Path>, lines: &SyncSender<io::Result<Vec<u8>>>) {
+    let input: io::Result<Box<dyn BufRead>> = match path {
+        None => Ok(Box::new(BufReader::new(io::stdin()))),
+        Some(path) => File::open(path).map(|file| Box::new(BufReader::new(file)) as Box<dyn BufRead>),
+    };
+    let mut input = match input {
+        Ok(input) => input,
+        // Nobody listens any more only once the program has stopped; so below.
+        Err(error) => return drop(lines.send(Err(error))),
+    };
+    loop {
+        let mut line = Vec::new();
+        let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line);
+        let read = match read {
+            Ok(_) if line.len() as u64 == MAX_LINE_BYTES && !line.ends_with(b"\n") => {
+                input.skip_until(b'\n').map(|_| 1)
+            }
+            read => read,
+        };
+        match read {
+            Ok(0) => return,
+            Ok(_) if lines.send(Ok(line)).is_err() => return,
+            Ok(_) => {}
+            Err(error) => return drop(lines.send(Err(error))),
+        }
+    }
+}
+
 /// Hears what became of each record.
 struct Deliveries {
+    closing: AtomicBool,
     verbose: bool,
     delivered: AtomicU64,
     failed: AtomicU64,
@@ -345,6 +410,9 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if self.closing.load(Ordering::Relaxed) {
+            return;
+        }
         self.progress.inc(1);
         match result {
             Ok(message) => {
@@ -355,7 +423,6 @@ impl ProducerContext for Deliveries {
                     };
                     let (topic, key, value) = (message.topic(), text(message.key()), text(message.payload()));
                     self.progress.suspend(|| {
-                        // A closed pipe is the reader's choice and changes nothing for the records.
                         let _ =
                             writeln!(io::stdout(), "Message to topic {topic}: key = {key} value = {value}");
                     });

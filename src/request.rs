@@ -10,6 +10,9 @@ use url::{Host, Url};
 /// The longest URL that is accepted, in bytes, after white space around it is removed.
 pub const MAX_URL_BYTES: usize = 16_384;
 
+/// The most `warm-` options beside one URL: as many as Pub/Sub has attributes.
+const MAX_OPTIONS: usize = 100;
+
 /// One URL to warm, with the options that came beside it. Only [`WarmRequest::parse`] makes one.
 #[derive(Debug, Clone)]
 pub struct WarmRequest {
@@ -45,7 +48,12 @@ impl WarmRequest {
     ) -> Result<Self, NotARequest> {
         let mut request =
             Self { url: parse_url(data)?, headers: HeaderMap::new(), regions: None, not_after: None };
-        for (name, value) in options {
+        for (number, (name, value)) in
+            options.into_iter().filter(|(name, _)| name.starts_with("warm-")).enumerate()
+        {
+            if number == MAX_OPTIONS {
+                return Err(NotARequest::Refused(format!("more than {MAX_OPTIONS} options")));
+            }
             request.set_option(name, value)?;
         }
         Ok(request)
@@ -326,6 +334,15 @@ mod tests {
         assert!(with_option("warm-region-europe-west1", "1").is_ok());
         assert!(with_option("warm-region-filtered", "1").is_ok());
         assert_eq!(with_option("warm-range", "bytes=0-9").unwrap().headers()["range"], "bytes=0-9");
+    }
+
+    #[test]
+    fn a_flood_of_options_is_refused() {
+        let names: Vec<String> = (0..50_000).map(|n| format!("warm-header-x-{n}")).collect();
+        let options = |count: usize| names.iter().take(count).map(|name| (name.as_str(), "v"));
+        assert!(WarmRequest::parse(b"https://example.com/", options(100)).is_ok());
+        let reason = WarmRequest::parse(b"https://example.com/", options(50_000)).unwrap_err().reason();
+        assert_eq!(reason, "more than 100 options");
     }
 
     #[test]

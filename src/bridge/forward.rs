@@ -19,6 +19,8 @@ use crate::pubsub::Publish;
 
 /// Publish calls under way at once; with chunks of at most 1,000 records and 4 MiB this bounds what is in flight.
 const MAX_CALLS: usize = 16;
+/// How long calls under way are waited for once there are no more records.
+const DRAIN_LIMIT: Duration = Duration::from_secs(7);
 /// One line about a failure that goes on, in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -55,8 +57,8 @@ impl<P: Publish> Forwarder<P> {
         }
     }
 
-    /// Forwards until the consumer has no more; then waits for the calls under way, which may be for ever while
-    /// Pub/Sub is away: the caller bounds it.
+    /// Forwards until the consumer has no more; then waits for the calls under way, a few seconds at most: what Pub/Sub
+    /// has not accepted by then is delivered again.
     pub(super) async fn run(&self, consumer: &mut Consumer) {
         let mut calls = FuturesUnordered::new();
         loop {
@@ -68,7 +70,10 @@ impl<P: Publish> Forwarder<P> {
                 Some(()) = calls.next() => {}
             }
         }
-        while calls.next().await.is_some() {}
+        let drained = async { while calls.next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
+            tracing::warn!("Pub/Sub does not answer; what it has not accepted will be delivered again");
+        }
     }
 
     pub(super) fn counts(&self) -> Counts {

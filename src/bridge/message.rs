@@ -35,7 +35,7 @@ pub(super) fn message(topic: &str, record: Record) -> Result<(PubsubMessage, usi
         }
         let ours = header.name.starts_with("warm-");
         match String::from_utf8(header.value.unwrap_or_default()) {
-            Ok(value) if !header.name.is_empty() && !header.name.starts_with("goog") => {
+            Ok(value) if ours || is_attribute_name(&header.name) => {
                 attributes.insert(header.name, value);
             }
             Err(_) if ours => return Err(format!("header {} is not UTF-8", header.name)),
@@ -49,8 +49,11 @@ pub(super) fn message(topic: &str, record: Record) -> Result<(PubsubMessage, usi
             .filter(|region| !region.is_empty())
             .map(|region| format!("warm-region-{region}"))
             .collect();
-        attributes.extend(marks.into_iter().map(|mark| (mark, "1".to_owned())));
-        attributes.insert("warm-region-filtered".to_owned(), "1".to_owned());
+        // Without any region there is no subscription to filter for: all get it, and each will refuse it by name.
+        if !marks.is_empty() {
+            attributes.extend(marks.into_iter().map(|mark| (mark, "1".to_owned())));
+            attributes.insert("warm-region-filtered".to_owned(), "1".to_owned());
+        }
     }
     attributes.insert("kafka-topic".to_owned(), topic.to_owned());
     attributes.insert("kafka-partition".to_owned(), record.receipt.partition.to_string());
@@ -70,6 +73,12 @@ pub(super) fn message(topic: &str, record: Record) -> Result<(PubsubMessage, usi
         return Err(format!("{size_bytes} bytes as a message; Pub/Sub takes 10 MB"));
     }
     Ok((message, dropped))
+}
+
+/// Whether a foreign header can be an attribute: Pub/Sub keeps `goog` for itself, and a name that was not UTF-8 (it
+/// holds U+FFFD now) would not be the same name.
+fn is_attribute_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with("goog") && !name.contains(char::REPLACEMENT_CHARACTER)
 }
 
 fn within_limits(attributes: &HashMap<String, String>) -> Result<(), String> {
@@ -163,11 +172,24 @@ mod tests {
     }
 
     #[test]
+    fn regions_that_name_none_reach_every_region_which_can_then_say_so() {
+        for regions in [&b""[..], b" , "] {
+            let got = attributes(&[("warm-regions", Some(regions))]);
+            assert!(got.contains_key("warm-regions") && !got.contains_key("warm-region-filtered"), "{got:?}");
+        }
+    }
+
+    #[test]
     fn foreign_headers_that_no_attribute_carries_are_dropped_and_counted() {
-        let headers: [(&str, Option<&[u8]>); 4] =
-            [("trace", Some(b"\xff")), ("googclient", Some(b"x")), ("", Some(b"x")), ("kept", Some(b"y"))];
+        let headers: [(&str, Option<&[u8]>); 5] = [
+            ("trace", Some(b"\xff")),
+            ("googclient", Some(b"x")),
+            ("", Some(b"x")),
+            ("tr\u{fffd}ce", Some(b"x")),
+            ("kept", Some(b"y")),
+        ];
         let (message, dropped) = message("urls", record(Some(b"u"), &headers)).unwrap();
-        assert_eq!(dropped, 3);
+        assert_eq!(dropped, 4);
         assert_eq!(message.attributes["kept"], "y");
         assert_eq!(message.attributes.len(), COORDINATES.len() + 1);
     }

@@ -115,7 +115,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     );
     match ended {
         // A stop during start-up is a stop, not a failure.
-        Err(_) if stop.is_cancelled() => Ok(()),
+        Err(error) if stop.is_cancelled() => {
+            tracing::warn!("while stopping: {error:#}");
+            Ok(())
+        }
         ended => ended,
     }
 }

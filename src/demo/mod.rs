@@ -10,9 +10,12 @@ pub mod origin;
 pub mod pubsub;
 mod report;
 
+use clap::builder::BoolishValueParser;
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -20,6 +23,7 @@ use anyhow::Context;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::publisher_client::PublisherClient;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::subscriber_client::SubscriberClient;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::{PushConfig, Subscription, Topic};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +42,7 @@ use report::Report;
 const KAFKA_TOPIC: &str = "warming_urls";
 const PARTITIONS: i32 = 6;
 const PUBSUB_TOPIC: &str = "projects/demo/topics/warming_urls";
-/// How long the last URL may take to be warm everywhere, once all are produced.
+/// How long nothing may become of any URL, once all are produced, before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the roles may take to leave at the end.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -64,7 +68,7 @@ pub(crate) struct Args {
     rate: Option<NonZeroU32>,
 
     /// Keep running after the table and warm what other programs produce, until Ctrl-C
-    #[arg(long, env = "CDNWARM_DEMO_KEEP")]
+    #[arg(long, env = "CDNWARM_DEMO_KEEP", value_parser = BoolishValueParser::new())]
     keep: bool,
 
     /// Break one region: its edge never stores, so the demo fails and names it
@@ -106,7 +110,8 @@ impl FromStr for Regions {
                 "a region's name has lower-case letters, digits and hyphens, such as europe-west1".to_owned()
             );
         }
-        names.dedup();
+        let mut seen = HashSet::new();
+        names.retain(|name| seen.insert(name.clone()));
         Ok(Self(names))
     }
 }
@@ -161,23 +166,21 @@ async fn warm_everywhere(
         stop.child_token(),
     );
     let mut report = Report::new(urls, &args.regions.0);
-    let watching = async {
-        while !report.is_complete() {
-            match outcomes.recv().await {
-                Some(outcome) => report.add(outcome),
-                None => break,
+    let mut producing = pin!(producing);
+    let mut produced = false;
+    while !report.is_complete() {
+        tokio::select! {
+            result = &mut producing, if !produced => {
+                result?;
+                produced = true;
             }
+            Some(outcome) = outcomes.recv() => report.add(outcome),
+            () = tokio::time::sleep(PATIENCE), if produced => break,
+            () = stop.cancelled() => break,
         }
-    };
-    let patient = async {
+    }
+    if !produced {
         producing.await?;
-        tokio::time::sleep(PATIENCE).await;
-        anyhow::Ok(())
-    };
-    tokio::select! {
-        () = watching => {}
-        waited = patient => waited?,
-        () = stop.cancelled() => {}
     }
     let origin_gets = road.origin_counts.gets();
     report.print(&origin_gets);
@@ -316,7 +319,15 @@ impl Parts {
 
     /// Waits for every part to leave.
     async fn ended(mut self) {
-        let all = async { while self.0.join_next().await.is_some() {} };
+        let all = async {
+            while let Some(part) = self.0.join_next().await {
+                match part {
+                    Ok((_, Ok(()))) => {}
+                    Ok((what, Err(error))) => tracing::warn!("the demo's {what}: {error:#}"),
+                    Err(error) => tracing::error!("a part of the demo panicked: {error}"),
+                }
+            }
+        };
         if tokio::time::timeout(STOP_LIMIT, all).await.is_err() {
             tracing::warn!("parts of the demo did not end in time");
         }
@@ -349,24 +360,32 @@ async fn subscribe(pubsub: SocketAddr, endpoints: &[(String, SocketAddr)]) -> an
     Ok(())
 }
 
-/// The demo's folder, gone with this value.
+/// The demo's folder, for this user alone, gone with this value.
 struct Files {
-    folder: PathBuf,
+    _folder: TempDir,
     kafka_env: PathBuf,
     urls: PathBuf,
 }
 
 impl Files {
     fn create() -> anyhow::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("cdnwarm-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        Ok(Self { kafka_env: folder.join("kafka-env"), urls: folder.join("urls.txt"), folder })
+        let folder = tempfile::Builder::new()
+            .prefix("cdnwarm-demo-")
+            .tempdir()
+            .context("making a temporary folder")?;
+        Ok(Self {
+            kafka_env: folder.path().join("kafka-env"),
+            urls: folder.path().join("urls.txt"),
+            _folder: folder,
+        })
     }
 
     /// What the bridge reads, and any other program that wants to produce.
     fn write_kafka_env(&self, bootstrap_servers: &str) -> anyhow::Result<()> {
         let text = format!(
-            "# The Kafka of the demo that is running as process {}.\n[default]\nbootstrap.servers={bootstrap_servers}\n\n\
+            "# The Kafka of the demo that is running as process {}.\n[default]\nbootstrap.servers={bootstrap_servers}\n\
+             # An idempotent producer waits half a second for its id before it sends anything.\n\
+             enable.idempotence=false\n\n\
              [consumer]\ngroup.id=cdn_prewarm_group\nauto.offset.reset=earliest\n\
              # The embedded Kafka answers a fetch only when this is over, not when a record comes,\n\
              fetch.wait.max.ms=20\n\
@@ -375,13 +394,5 @@ impl Files {
             std::process::id()
         );
         std::fs::write(&self.kafka_env, text).with_context(|| format!("writing {}", self.kafka_env.display()))
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            tracing::warn!("removing {}: {error}", self.folder.display());
-        }
     }
 }

@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
 use crate::outcome::Outcome;
+use crate::telemetry::logs::on_one_line;
 use crate::verdict::Verdict;
 
 /// The longest table that a person reads; of a longer one only what went wrong is shown.
@@ -22,6 +23,8 @@ pub(super) struct Report {
     regions: Vec<String>,
     /// By URL and region; the last outcome counts.
     outcomes: HashMap<(String, String), Outcome>,
+    /// How many pairs of URL and region have no verdict yet that stays.
+    open: usize,
     bars: Vec<ProgressBar>,
 }
 
@@ -31,6 +34,7 @@ impl Report {
             urls: urls.to_vec(),
             regions: regions.to_vec(),
             outcomes: HashMap::new(),
+            open: urls.len() * regions.len(),
             bars: bars(urls.len(), regions),
         }
     }
@@ -42,17 +46,17 @@ impl Report {
         let is_final = !outcome.verdict.is_curable();
         let before = self.outcomes.insert(key, outcome);
         let was_final = before.is_some_and(|before| !before.verdict.is_curable());
-        if let Some(bar) = region.and_then(|region| self.bars.get(region))
-            && is_final
-            && !was_final
-        {
-            bar.inc(1);
+        if is_final && !was_final {
+            self.open = self.open.saturating_sub(1);
+            if let Some(bar) = region.and_then(|region| self.bars.get(region)) {
+                bar.inc(1);
+            }
         }
     }
 
     /// Whether every URL has its verdict in every region.
     pub(super) fn is_complete(&self) -> bool {
-        self.cells().all(|(_, _, outcome)| outcome.is_some_and(|outcome| !outcome.verdict.is_curable()))
+        self.open == 0
     }
 
     /// Prints the table, the times, and what the origin and the edges were asked for.
@@ -171,10 +175,8 @@ impl Report {
 /// Prints outcomes as they come, until there are no more.
 pub(super) async fn follow(outcomes: &mut mpsc::Receiver<Outcome>) {
     while let Some(outcome) = outcomes.recv().await {
-        println!(
-            "{:<20} {} {} ({:.1} ms)",
-            outcome.region, outcome.verdict, outcome.url, outcome.exchange.total_ms
-        );
+        let Outcome { region, verdict, url, exchange, .. } = outcome;
+        println!("{}", on_one_line(&format!("{region:<20} {verdict} {url} ({:.1} ms)", exchange.total_ms)));
     }
 }
 

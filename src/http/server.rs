@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections open at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 4_096;
-/// How long a client may take to send a request's head.
+/// How often an HTTP/2 client is asked whether it is still there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to say anything, and to send a request's head.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A bound listener.
@@ -58,7 +61,11 @@ impl Server {
     {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
-        builder.http2().timer(TokioTimer::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_LIMIT);
         let connections = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -86,10 +93,16 @@ impl Server {
                 let answer = handler(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
-            let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-            let watched = connections.watch(connection);
+            let (builder, watcher, stop) = (builder.clone(), connections.watcher(), stop.clone());
             tokio::spawn(async move {
-                if let Err(error) = watched.await {
+                // Which version of HTTP it speaks is told by its first bytes, for which hyper would wait for ever.
+                let first_byte = tokio::time::timeout(HEADER_LIMIT, stream.readable());
+                tokio::select! {
+                    spoke = first_byte => if spoke.is_err() { return },
+                    () = stop.cancelled() => return,
+                }
+                let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+                if let Err(error) = watcher.watch(connection).await {
                     tracing::debug!("connection: {error}");
                 }
                 drop(place);

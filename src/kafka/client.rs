@@ -51,6 +51,10 @@ impl ClientContext for ClientEvents {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(target: "librdkafka", facility, "{message}");
             }
+            // A committed offset that is no longer in the topic, above all.
+            RDKafkaLogLevel::Warning if facility == "OFFSET" => {
+                tracing::warn!(target: "librdkafka", facility, "{message}");
+            }
             _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
         }
     }

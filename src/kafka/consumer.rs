@@ -9,20 +9,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::client::wait_for_topic;
 use super::group::{Group, Start, commit_done, store_done};
 use super::offsets::Offsets;
-use super::{Header, Receipt, Record};
+use super::{Receipt, Record};
 
 /// A chunk goes out as soon as there is room; while there is none it grows up to these.
 const CHUNK_RECORDS: usize = 1_000;
-const CHUNK_BYTES: usize = 4 << 20;
+const CHUNK_BYTES: usize = 3 << 20;
 /// How many chunks wait between the thread and the role.
 const CHUNKS_WAITING: usize = 1;
 /// Without room for this long, partitions are paused. Pausing drops what was fetched ahead, so not at once.
@@ -128,9 +129,14 @@ impl Member {
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let start = Start::from_property(config.client.get("auto.offset.reset"));
+        let mut client = config.client;
+        // Every partition has a committed offset once it is assigned. What is left of this property is the case that the
+        // committed offset is no longer in the topic, where `latest` would skip what still is.
+        if start != Start::Refuse {
+            client.set("auto.offset.reset", "earliest");
+        }
         let group = Group::new(offsets.clone(), start, config.reset, stop.clone());
-        let consumer: BaseConsumer<Group> = config
-            .client
+        let consumer: BaseConsumer<Group> = client
             .create_with_context(group)
             .with_context(|| format!("making a Kafka consumer from {}", config.source))?;
         let events = &consumer.context().events;
@@ -206,12 +212,7 @@ impl Member {
                     break;
                 }
                 Some(Ok(message)) => {
-                    // None where the partition is no longer ours; its new owner reads the record.
-                    if let Some(assignment) = self.offsets.assignment(message.partition()) {
-                        let record = record(&message, assignment);
-                        self.chunk_bytes += record.size_bytes();
-                        self.chunk.push(record);
-                    }
+                    keep(&message, &self.offsets, &mut self.chunk, &mut self.chunk_bytes, &self.consumer);
                 }
             }
             wait = Duration::ZERO;
@@ -260,9 +261,7 @@ impl Member {
                 Some(Err(error)) => explain(error, &self.topic, &self.source)?,
                 // Fetched for a partition that was assigned a moment ago, before the pause reached it.
                 Some(Ok(message)) => {
-                    if let Some(assignment) = self.offsets.assignment(message.partition()) {
-                        self.chunk.push(record(&message, assignment));
-                    }
+                    keep(&message, &self.offsets, &mut self.chunk, &mut self.chunk_bytes, &self.consumer);
                 }
             }
             if let Some(failure) = self.consumer.context().take_failure() {
@@ -307,18 +306,30 @@ fn explain(error: KafkaError, topic: &str, source: &str) -> anyhow::Result<()> {
     }
 }
 
-fn record(message: &BorrowedMessage<'_>, assignment: u64) -> Record {
-    let headers = message.headers().map_or_else(Vec::new, |headers| {
-        headers
-            .iter()
-            .map(|header| Header { name: header.key.to_owned(), value: header.value.map(<[u8]>::to_vec) })
-            .collect()
-    });
-    Record {
-        receipt: Receipt { partition: message.partition(), offset: message.offset(), assignment },
-        timestamp_ms: message.timestamp().to_millis(),
-        key: message.key().map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
-        headers,
+/// Adds a record to the chunk, unless its partition is no longer ours: then its new owner reads it.
+fn keep(
+    message: &BorrowedMessage<'_>,
+    offsets: &Offsets,
+    chunk: &mut Vec<Record>,
+    chunk_bytes: &mut usize,
+    consumer: &BaseConsumer<Group>,
+) {
+    let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+    let Some(read) = offsets.read(partition, offset) else { return };
+    if let Some(before) = read.went_back_from {
+        tracing::error!(
+            "offsets of {topic}/{partition} went back from {before} to {offset}: the topic was made anew or its log \
+             truncated; going on from {offset}"
+        );
+        let mut start = TopicPartitionList::new();
+        let committed = start
+            .add_partition_offset(topic, partition, Offset::Offset(offset))
+            .and_then(|()| consumer.commit(&start, CommitMode::Async));
+        if let Err(error) = committed {
+            tracing::warn!("committing where {topic}/{partition} goes on: {error}");
+        }
     }
+    let record = Record::new(message, read.receipt);
+    *chunk_bytes += record.size_bytes();
+    chunk.push(record);
 }

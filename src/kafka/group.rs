@@ -1,6 +1,6 @@
 //! What happens when the consumer group hands partitions over: pin the start of new ones, finish and commit lost ones.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ const PIN_LIMIT: Duration = Duration::from_secs(60);
 /// How long a revoke waits for records in flight; past it they are delivered again by the partition's next owner.
 const REVOKE_LIMIT: Duration = Duration::from_secs(30);
 
+/// The same once the process is to stop: what is done by then still has to be committed.
+const STOPPED_REVOKE_LIMIT: Duration = Duration::from_secs(3);
+
 /// Where a partition starts that has no committed offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
@@ -32,9 +35,9 @@ pub(super) enum Start {
 }
 
 impl Start {
-    /// Reads `auto.offset.reset`, whose default is `latest`, with librdkafka's synonyms.
+    /// Reads `auto.offset.reset`, whose default is `latest`, with librdkafka's synonyms and in any case.
     pub(super) fn from_property(value: Option<&str>) -> Self {
-        match value {
+        match value.map(str::to_ascii_lowercase).as_deref() {
             Some("earliest" | "smallest" | "beginning") => Self::Earliest,
             Some("error") => Self::Refuse,
             _ => Self::Latest,
@@ -53,7 +56,6 @@ pub(super) struct Group {
     /// Set once the consumer has waited for what is in flight, so that leaving the group does not wait again.
     pub(super) closing: AtomicBool,
     reset_done: Mutex<Vec<i32>>,
-    assignments: AtomicU64,
     failure: Mutex<Option<anyhow::Error>>,
 }
 
@@ -67,7 +69,6 @@ impl Group {
             stop,
             closing: AtomicBool::new(false),
             reset_done: Mutex::default(),
-            assignments: AtomicU64::new(0),
             failure: Mutex::default(),
         }
     }
@@ -85,7 +86,7 @@ impl Group {
             return;
         }
         for partition in numbers(partitions) {
-            self.offsets.assign(partition, self.assignments.fetch_add(1, Ordering::Relaxed) + 1);
+            self.offsets.assign(partition);
         }
         tracing::info!(partitions = ?numbers(partitions), "partitions assigned");
     }
@@ -94,9 +95,9 @@ impl Group {
         let revoked = numbers(partitions);
         // A lost partition already has another owner: nothing that we could commit would count.
         if !consumer.assignment_lost() {
-            let limit = if self.closing.load(Ordering::Relaxed) { Duration::ZERO } else { REVOKE_LIMIT };
-            let left = self.offsets.wait_idle(Some(&revoked), limit);
-            if left > 0 && !limit.is_zero() {
+            let closing = self.closing.load(Ordering::Relaxed);
+            let left = if closing { 0 } else { self.wait_for(&revoked) };
+            if left > 0 {
                 tracing::warn!(
                     records = left,
                     "revoked with records in flight; their next owner delivers them again"
@@ -108,6 +109,22 @@ impl Group {
             self.offsets.revoke(*partition);
         }
         tracing::info!(partitions = ?revoked, "partitions revoked");
+    }
+
+    /// Waits for what is in flight on these partitions; not as long once the process is to stop.
+    fn wait_for(&self, revoked: &[i32]) -> usize {
+        let mut deadline = Instant::now() + REVOKE_LIMIT;
+        let mut stopping = false;
+        loop {
+            let left = self.offsets.wait_idle(Some(revoked), Duration::from_millis(100));
+            if self.stop.is_cancelled() && !stopping {
+                stopping = true;
+                deadline = deadline.min(Instant::now() + STOPPED_REVOKE_LIMIT);
+            }
+            if left == 0 || Instant::now() >= deadline {
+                return left;
+            }
+        }
     }
 
     fn pin_with_retries(
@@ -141,6 +158,9 @@ impl Group {
         let mut resets = self.reset_done.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pins = TopicPartitionList::new();
         for element in committed.elements() {
+            element
+                .error()
+                .with_context(|| format!("reading the committed offset of {}", element.partition()))?;
             let reset = self.reset && !resets.contains(&element.partition());
             if matches!(element.offset(), Offset::Offset(_)) && !reset {
                 continue;
@@ -238,4 +258,23 @@ fn is_rebalancing(error: &anyhow::Error) -> bool {
                 | RDKafkaErrorCode::UnknownMemberId
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_is_read_as_librdkafka_reads_it() {
+        for (value, start) in [
+            (None, Start::Latest),
+            (Some("latest"), Start::Latest),
+            (Some("END"), Start::Latest),
+            (Some("Earliest"), Start::Earliest),
+            (Some("smallest"), Start::Earliest),
+            (Some("Error"), Start::Refuse),
+        ] {
+            assert_eq!(Start::from_property(value), start, "{value:?}");
+        }
+    }
 }

@@ -1,18 +1,22 @@
-//! Kafka, as the roles use it: what a [`Record`] is, the arguments that name a cluster, and the start-up check.
+//! Kafka, as the roles use it: records with their offsets, and the arguments that name a cluster.
 //!
-//! `env` reads the kafka-env file, `consumer` reads records with exact offsets (`group` and `offsets` are its parts),
-//! `client` hears what librdkafka says on its own account. Nothing here knows Pub/Sub or HTTP.
+//! `env` reads the kafka-env file, `consumer` reads records (`record`) with exact offsets (`group` and `offsets` are its
+//! parts), `client` hears what librdkafka says on its own account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
 
 pub(crate) mod client;
 pub(crate) mod consumer;
 pub(crate) mod env;
 mod group;
 mod offsets;
+mod record;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use offsets::Receipt;
+#[cfg(test)]
+pub(crate) use record::Header;
+pub(crate) use record::Record;
 
 /// Which cluster and topic, as every Kafka role takes them.
 #[derive(Debug, Clone, clap::Args)]
@@ -40,34 +44,5 @@ impl KafkaArgs {
     /// How long to wait at start for a broker to answer.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.kafka_timeout.into())
-    }
-}
-
-/// What Kafka holds: one value with its options, and where it stands.
-#[derive(Debug)]
-pub(crate) struct Record {
-    /// Where it stands; given back once it is done.
-    pub(crate) receipt: Receipt,
-    /// When it was produced (or appended, as the topic is set), Unix milliseconds.
-    pub(crate) timestamp_ms: Option<i64>,
-    pub(crate) key: Option<Vec<u8>>,
-    /// None is a tombstone.
-    pub(crate) value: Option<Vec<u8>>,
-    pub(crate) headers: Vec<Header>,
-}
-
-/// One header of a record; the same name may come more than once.
-#[derive(Debug)]
-pub(crate) struct Header {
-    pub(crate) name: String,
-    pub(crate) value: Option<Vec<u8>>,
-}
-
-impl Record {
-    /// What it takes of memory, roughly: what bounds on bytes in flight count.
-    fn size_bytes(&self) -> usize {
-        let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-        let headers: usize = self.headers.iter().map(|h| h.name.len() + optional(&h.value)).sum();
-        size_of::<Self>() + optional(&self.key) + optional(&self.value) + headers
     }
 }

@@ -3,6 +3,7 @@
 //! Pure bookkeeping behind a lock; it knows no Kafka client. `kafka::consumer` feeds it, roles report what is done.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,19 @@ pub(crate) struct Receipt {
     pub(crate) assignment: u64,
 }
 
+/// A record's receipt, and the offset that its partition had already reached where that was not below this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Read {
+    pub(crate) receipt: Receipt,
+    pub(crate) went_back_from: Option<i64>,
+}
+
 /// The records in flight of all assigned partitions.
 #[derive(Debug, Default)]
 pub(crate) struct Offsets {
     partitions: Mutex<HashMap<i32, Partition>>,
+    /// How many assignments there were, of all partitions.
+    assignments: AtomicU64,
     /// Signalled whenever a partition has nothing in flight any more.
     idle: Condvar,
 }
@@ -26,6 +36,8 @@ pub(crate) struct Offsets {
 #[derive(Debug)]
 struct Partition {
     assignment: u64,
+    /// The last offset read under this assignment.
+    last_read: Option<i64>,
     /// Offsets delivered and not below the committable one, ascending, each with whether it is done.
     window: VecDeque<(i64, bool)>,
     /// Everything below is done; none until the first record is.
@@ -35,9 +47,9 @@ struct Partition {
 }
 
 impl Offsets {
-    /// Starts the partition afresh under `assignment`: receipts of earlier assignments are void from here on.
-    pub(crate) fn assign(&self, partition: i32, assignment: u64) {
-        let fresh = Partition { assignment, window: VecDeque::new(), committable: None, taken: None };
+    /// Starts the partition afresh: receipts of earlier assignments are void from here on.
+    pub(crate) fn assign(&self, partition: i32) {
+        let fresh = self.fresh();
         self.lock().insert(partition, fresh);
     }
 
@@ -47,9 +59,19 @@ impl Offsets {
         self.idle.notify_all();
     }
 
-    /// The current assignment of the partition, for records read now.
-    pub(crate) fn assignment(&self, partition: i32) -> Option<u64> {
-        self.lock().get(&partition).map(|partition| partition.assignment)
+    /// Notes that a record was read; none where its partition is not assigned.
+    ///
+    /// Offsets only ever rise, unless the topic was made anew or its log truncated: then the partition starts afresh,
+    /// since an offset no longer means the record that it did.
+    pub(crate) fn read(&self, partition: i32, offset: i64) -> Option<Read> {
+        let mut partitions = self.lock();
+        let current = partitions.get_mut(&partition)?;
+        let went_back_from = current.last_read.filter(|last| offset <= *last);
+        if went_back_from.is_some() {
+            *current = self.fresh();
+        }
+        current.last_read = Some(offset);
+        Some(Read { receipt: Receipt { partition, offset, assignment: current.assignment }, went_back_from })
     }
 
     /// Notes that the record goes to the role; false where its assignment is over, and it must not go.
@@ -110,6 +132,11 @@ impl Offsets {
         }
     }
 
+    fn fresh(&self) -> Partition {
+        let assignment = self.assignments.fetch_add(1, Ordering::Relaxed) + 1;
+        Partition { assignment, last_read: None, window: VecDeque::new(), committable: None, taken: None }
+    }
+
     /// Every method leaves the map whole, so a panic elsewhere while it was held changes nothing.
     fn lock(&self) -> MutexGuard<'_, HashMap<i32, Partition>> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,20 +167,21 @@ mod tests {
 
     use super::*;
 
-    fn receipt(offset: i64, assignment: u64) -> Receipt {
-        Receipt { partition: 0, offset, assignment }
+    /// Reads a record of partition 0 and hands it to the role.
+    fn delivered(offsets: &Offsets, offset: i64) -> Receipt {
+        let receipt = offsets.read(0, offset).unwrap().receipt;
+        assert!(offsets.deliver(receipt));
+        receipt
     }
 
     #[test]
     fn the_committable_offset_waits_for_the_lowest_record() {
         let offsets = Offsets::default();
-        offsets.assign(0, 1);
-        for offset in [5, 6, 9] {
-            assert!(offsets.deliver(receipt(offset, 1)));
-        }
-        offsets.done([receipt(6, 1), receipt(9, 1)]);
+        offsets.assign(0);
+        let [five, six, nine] = [5, 6, 9].map(|offset| delivered(&offsets, offset));
+        offsets.done([six, nine]);
         assert_eq!(offsets.take_committable(), []);
-        offsets.done([receipt(5, 1)]);
+        offsets.done([five]);
         assert_eq!(offsets.take_committable(), [(0, 10)]);
         assert_eq!(offsets.take_committable(), [], "only what moved");
     }
@@ -161,29 +189,45 @@ mod tests {
     #[test]
     fn receipts_of_an_earlier_assignment_are_void() {
         let offsets = Offsets::default();
-        offsets.assign(0, 1);
-        assert!(offsets.deliver(receipt(5, 1)));
+        offsets.assign(0);
+        let old = delivered(&offsets, 5);
+        let waiting = offsets.read(0, 6).unwrap().receipt;
         offsets.revoke(0);
-        assert!(!offsets.deliver(receipt(6, 1)));
-        offsets.assign(0, 2);
-        assert!(!offsets.deliver(receipt(6, 1)));
-        assert!(offsets.deliver(receipt(5, 2)));
-        offsets.done([receipt(5, 1)]);
+        assert!(!offsets.deliver(waiting));
+        assert_eq!(offsets.read(0, 7), None);
+        offsets.assign(0);
+        assert!(!offsets.deliver(waiting));
+        let new = delivered(&offsets, 5);
+        offsets.done([old]);
         assert_eq!(offsets.take_committable(), []);
-        offsets.done([receipt(5, 2)]);
+        offsets.done([new]);
         assert_eq!(offsets.take_committable(), [(0, 6)]);
+    }
+
+    #[test]
+    fn offsets_that_go_back_start_the_partition_afresh() {
+        let offsets = Offsets::default();
+        offsets.assign(0);
+        let old = delivered(&offsets, 500);
+        let read = offsets.read(0, 0).unwrap();
+        assert_eq!(read.went_back_from, Some(500));
+        assert!(offsets.deliver(read.receipt));
+        offsets.done([old]);
+        assert_eq!(offsets.take_committable(), [], "the old record 500 says nothing of the new topic");
+        offsets.done([read.receipt]);
+        assert_eq!(offsets.take_committable(), [(0, 1)]);
     }
 
     #[test]
     fn waiting_ends_when_the_last_record_is_done_or_time_is_up() {
         let offsets = Offsets::default();
-        offsets.assign(0, 1);
-        assert!(offsets.deliver(receipt(5, 1)));
+        offsets.assign(0);
+        let receipt = delivered(&offsets, 5);
         assert_eq!(offsets.wait_idle(None, Duration::from_millis(1)), 1);
         assert_eq!(offsets.wait_idle(Some(&[7]), Duration::from_secs(60)), 0, "another partition");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| offsets.wait_idle(Some(&[0]), Duration::from_secs(60)));
-            offsets.done([receipt(5, 1)]);
+            offsets.done([receipt]);
             assert_eq!(waiting.join().unwrap(), 0);
         });
     }
@@ -194,15 +238,13 @@ mod tests {
         #[test]
         fn never_committable_past_a_record_in_flight(steps in prop::collection::vec((0u8..10, 0usize..20), 1..200)) {
             let offsets = Offsets::default();
-            let mut assignment = 1;
-            offsets.assign(0, assignment);
+            offsets.assign(0);
             let (mut next, mut in_flight, mut old) = (0i64, Vec::new(), Vec::new());
             for (step, pick) in steps {
                 match step {
                     0..5 => {
                         next += 1 + (pick as i64 % 3);
-                        prop_assert!(offsets.deliver(receipt(next, assignment)));
-                        in_flight.push(receipt(next, assignment));
+                        in_flight.push(delivered(&offsets, next));
                     }
                     5..8 if !in_flight.is_empty() => {
                         let done = in_flight.remove(pick % in_flight.len());
@@ -212,9 +254,8 @@ mod tests {
                     9 if pick == 0 => {
                         offsets.revoke(0);
                         old.append(&mut in_flight);
-                        assignment += 1;
                         next = 0;
-                        offsets.assign(0, assignment);
+                        offsets.assign(0);
                     }
                     _ => {}
                 }

@@ -32,9 +32,10 @@ impl Connection {
     /// # Errors
     /// An endpoint that is no URL, no credentials within 10 s, nothing that answers within 10 s.
     pub(crate) async fn open(args: &PubsubArgs) -> anyhow::Result<Self> {
-        match &args.pubsub_emulator_host {
+        // An empty variable is an unset one, as for Google's clients.
+        match args.pubsub_emulator_host.as_deref().filter(|host| !host.is_empty()) {
             Some(host) => {
-                let url = if host.contains("://") { host.clone() } else { format!("http://{host}") };
+                let url = if host.contains("://") { host.to_owned() } else { format!("http://{host}") };
                 let channel = connect(Endpoint::from_shared(url.clone()), &url)
                     .await
                     .context("PUBSUB_EMULATOR_HOST is set; is the emulator running?")?;

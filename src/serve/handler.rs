@@ -21,6 +21,9 @@ use crate::warm::Warmer;
 /// Pub/Sub's largest push that can hold a URL is about 150 KiB; 100 attributes at their limits are most of it.
 const MAX_BODY_BYTES: usize = 1 << 20;
 
+/// How long a body may take; it holds a place among the pushes in flight.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+
 /// How much of a body that is too large is still read, and for how long, so that its sender hears why it is refused.
 const LINGER_BYTES: usize = 4 << 20;
 const LINGER_LIMIT: Duration = Duration::from_secs(2);
@@ -88,13 +91,15 @@ impl Handler {
         if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
             return self.too_large(incoming).await;
         }
-        let body = match Limited::new(&mut incoming, MAX_BODY_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return self.too_large(incoming).await,
-            Err(error) => {
+        let collected = Limited::new(&mut incoming, MAX_BODY_BYTES).collect();
+        let body = match tokio::time::timeout(BODY_LIMIT, collected).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return self.too_large(incoming).await,
+            Ok(Err(error)) => {
                 tracing::debug!("push body: {error}");
                 return closing(say(StatusCode::BAD_REQUEST, "the body could not be read to its end"));
             }
+            Err(_) => return closing(say(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
         };
 
         // 3. The envelope.

@@ -5,6 +5,7 @@
 mod envelope;
 mod handler;
 
+use clap::builder::BoolishValueParser;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     listen: IpAddr,
 
     /// Believe every request, whoever sent it; required, since this version does not check push tokens
-    #[arg(long, env = "CDNWARM_INSECURE_ACCEPT_UNAUTHENTICATED")]
+    #[arg(long, env = "CDNWARM_INSECURE_ACCEPT_UNAUTHENTICATED", value_parser = BoolishValueParser::new())]
     insecure_accept_unauthenticated: bool,
 
     #[command(flatten)]

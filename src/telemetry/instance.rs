@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use tokio::sync::OnceCell;
 
 /// The metadata server answers in a millisecond or is not there.
@@ -12,7 +13,7 @@ const METADATA_LIMIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct InstanceArgs {
     /// Region that this process warms; on Google Cloud the default is the one it runs in, elsewhere "local"
-    #[arg(long, value_name = "NAME", env = "CDNWARM_REGION")]
+    #[arg(long, value_name = "NAME", env = "CDNWARM_REGION", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) region: Option<String>,
 
     /// Host of Google Cloud's metadata server; none where there surely is no such server

@@ -3,6 +3,7 @@
 //! The JSON has the fields that Cloud Logging reads (cloud.google.com/logging/docs/structured-logging): `severity`,
 //! `message`, `time`; the values of an event stand beside them under their own names.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal};
 
@@ -163,15 +164,24 @@ where
             (true, Level::WARN) => ("\x1b[33m", "\x1b[0m"),
             _ => ("", ""),
         };
-        write!(writer, "{now:.3} {on}{level:>5}{off} {}", fields.message)?;
+        write!(writer, "{now:.3} {on}{level:>5}{off} {}", on_one_line(&fields.message))?;
         for (name, value) in &fields.values {
-            write!(writer, " {name}={value}")?;
+            write!(writer, " {name}={}", on_one_line(&value.to_string()))?;
         }
         if let Some(total_ms) = outcome.get("total_ms").and_then(Value::as_f64) {
             write!(writer, " {total_ms:.1} ms")?;
         }
         writeln!(writer)
     }
+}
+
+/// Control characters written as escapes: what came from outside cannot forge a line or steer a terminal.
+pub(crate) fn on_one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// The values of one event.
@@ -227,5 +237,16 @@ impl Visit for Fields {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.record_str(field, &format!("{value:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_outside_stays_on_one_line() {
+        assert_eq!(on_one_line("plain ü"), "plain ü");
+        assert_eq!(on_one_line("a\nINFO forged\u{1b}[2J\u{9b}"), "a\\nINFO forged\\u{1b}[2J\\u{9b}");
     }
 }

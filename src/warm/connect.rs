@@ -44,18 +44,21 @@ impl Connector {
         let host = uri.host().unwrap_or_default();
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let addresses = self.guard.resolve(host, uri.port_u16().unwrap_or(default_port)).await?;
-        let mut last = io::Error::other("no address");
+        // One address that swallows everything must not take the time of those behind it.
+        let each = self.limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        let mut last = ConnectError::Timeout;
         for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
+            match tokio::time::timeout(each, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
                     // Requests are small and go out whole.
                     stream.set_nodelay(true).map_err(ConnectError::Connect)?;
                     return Ok(TokioIo::new(stream));
                 }
-                Err(error) => last = error,
+                Ok(Err(error)) => last = ConnectError::Connect(error),
+                Err(_) => last = ConnectError::Timeout,
             }
         }
-        Err(ConnectError::Connect(last))
+        Err(last)
     }
 }
 

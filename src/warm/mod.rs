@@ -9,6 +9,7 @@ pub(crate) mod cdn;
 mod connect;
 mod guard;
 
+use clap::builder::BoolishValueParser;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +18,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use jiff::Timestamp;
+use url::Url;
 
 pub(crate) use addresses::{AllowedAddress, ConnectTo};
 use connect::{ConnectError, Connector};
@@ -36,8 +38,18 @@ use crate::verdict::{Failure, Verdict};
 
 /// How long a host may take to accept a connection, over all its addresses.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A body this short is read even if its status made the verdict already, so that the connection can be used again.
+/// How long a response may keep its head to itself, connecting and TLS included.
+const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(20);
+/// A body this short is read, if it comes this fast, even where its status made the verdict already: the connection can
+/// then be used again.
 const DRAINED_BYTES: u64 = 64 << 10;
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to say so: one that died
+/// silently would otherwise take every request given to it down to its time-out.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_LIMIT: Duration = Duration::from_secs(5);
+/// How much of a redirect's target is told.
+const SHOWN_TARGET_CHARS: usize = 512;
 /// GETs for one request, as long as failures are curable.
 const ATTEMPTS: usize = 3;
 
@@ -56,7 +68,7 @@ pub(crate) struct WarmArgs {
     pub(crate) connect_to: Vec<ConnectTo>,
 
     /// Look again after a fill, and say warm only if the edge then answers from its cache
-    #[arg(long, env = "CDNWARM_CERTIFY")]
+    #[arg(long, env = "CDNWARM_CERTIFY", value_parser = BoolishValueParser::new())]
     pub(crate) certify: bool,
 
     /// Seconds for one URL in all, retries included; keep it below the subscription's ack deadline
@@ -108,7 +120,10 @@ impl Warmer {
             .enable_all_versions()
             .wrap_connector(Connector::new(guard.clone(), CONNECT_LIMIT));
         let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_LIMIT)
             .pool_idle_timeout(Duration::from_secs(60))
             .build(connector);
         Ok(Self {
@@ -133,9 +148,10 @@ impl Warmer {
             None => {
                 let started = Instant::now();
                 let work = self.fetch_with_retries(request, &mut progress);
-                let verdict = tokio::time::timeout(self.limit, work)
-                    .await
-                    .unwrap_or(Verdict::Failed(Failure::TotalTimeout));
+                let in_time = tokio::time::timeout(self.limit, work).await.ok();
+                // A second look that takes too long does not unsay what the first one saw.
+                let verdict = in_time.or(progress.filled.then_some(Verdict::Filled));
+                let verdict = verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout));
                 progress.exchange.total_ms = milliseconds(started.elapsed());
                 verdict
             }
@@ -191,6 +207,7 @@ impl Warmer {
     async fn fetch(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
         let first = self.get(request, progress).await;
         if first == Verdict::Filled && self.certify {
+            progress.filled = true;
             match self.get(request, progress).await {
                 // The edge itself says that it kept nothing: what it said of storing stands uncertified.
                 second @ (Verdict::Failed(_) | Verdict::Refused(_)) => {
@@ -204,32 +221,25 @@ impl Warmer {
     }
 
     async fn get(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        let url = request.url();
         let request = http_request(request);
-        let (asked, ()) = request.clone().map(|_| ()).into_parts();
+        let (asked, _) = request.clone().into_parts();
         let started = Instant::now();
         progress.attempts += 1;
-        let response = match self.client.request(request).await {
-            Ok(response) => response,
-            Err(error) => return why_no_response(&error),
+        let response = match tokio::time::timeout(FIRST_BYTE_LIMIT, self.client.request(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return why_no_response(&error),
+            Err(_) => return Verdict::Failed(Failure::FirstByteTimeout),
         };
         let exchange = &mut progress.exchange;
         exchange.ttfb_ms.get_or_insert(milliseconds(started.elapsed()));
         exchange.http_status = Some(response.status().as_u16());
         let (response, body) = response.into_parts();
-        let status = response.status;
-        if !status.is_success() {
+        if let Some(failure) = failure(url, &asked, &response) {
             drain(body, &mut exchange.bytes).await;
-            return Verdict::Failed(if status.is_redirection() {
-                let location = response.headers.get(header::LOCATION);
-                Failure::Redirect(
-                    location.map_or_else(String::new, |l| String::from_utf8_lossy(l.as_bytes()).into_owned()),
-                )
-            } else {
-                Failure::Status(status.as_u16())
-            });
+            return Verdict::Failed(failure);
         }
-        if let Err(error) = read_and_drop(body, &mut exchange.bytes).await {
-            tracing::debug!("body: {error}");
+        if !read_and_drop(body, response.version, &mut exchange.bytes).await {
             return Verdict::Failed(Failure::Truncated);
         }
         let (verdict, evidence) = cdn::judge(&asked, &response, SystemTime::now());
@@ -243,6 +253,8 @@ impl Warmer {
 struct Progress {
     exchange: Exchange,
     attempts: u32,
+    /// The verdict `filled` stands, and only its certificate is looked for.
+    filled: bool,
 }
 
 /// The GET as a viewer's player would send it, with what the request asks for on top.
@@ -261,21 +273,57 @@ fn http_request(request: &WarmRequest) -> Request<Empty<Bytes>> {
     get
 }
 
-/// Reads a body to its end, a frame at a time and each dropped at once, so that its size does not matter.
-async fn read_and_drop(mut body: Incoming, bytes: &mut u64) -> hyper::Result<()> {
-    while let Some(frame) = body.frame().await {
-        if let Some(data) = frame?.data_ref() {
-            *bytes += data.len() as u64;
+/// What the status alone says against the response, if anything.
+fn failure(url: &Url, asked: &http::request::Parts, response: &http::response::Parts) -> Option<Failure> {
+    match response.status {
+        StatusCode::MOVED_PERMANENTLY
+        | StatusCode::FOUND
+        | StatusCode::SEE_OTHER
+        | StatusCode::TEMPORARY_REDIRECT
+        | StatusCode::PERMANENT_REDIRECT => Some(Failure::Redirect(target(url, &response.headers))),
+        // Part of a body that was asked for whole.
+        status @ StatusCode::PARTIAL_CONTENT if !asked.headers.contains_key(header::RANGE) => {
+            Some(Failure::Status(status.as_u16()))
         }
+        status if status.is_success() => None,
+        status => Some(Failure::Status(status.as_u16())),
     }
-    Ok(())
 }
 
-/// Reads a body that does not matter, if it is short.
+/// Where a redirect leads, as it may be shown; empty without a usable `Location`.
+fn target(url: &Url, headers: &HeaderMap) -> String {
+    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let Some(mut target) = location.and_then(|location| url.join(location).ok()) else {
+        return String::new();
+    };
+    // A URL that has no user info refuses to have it taken away.
+    let _ = target.set_username("");
+    let _ = target.set_password(None);
+    shown_url(&target).chars().take(SHOWN_TARGET_CHARS).collect()
+}
+
+/// Reads a body to its end, a frame at a time and each dropped at once, so that its size does not matter; false where
+/// it broke off.
+async fn read_and_drop(mut body: Incoming, version: Version, bytes: &mut u64) -> bool {
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => *bytes += frame.data_ref().map_or(0, Bytes::len) as u64,
+            Err(error) => {
+                tracing::debug!("body: {error}");
+                return false;
+            }
+        }
+    }
+    // An HTTP/2 stream that is reset with NO_ERROR ends like a whole one, but without its END_STREAM and maybe short
+    // of its declared length.
+    body.size_hint().lower() == 0 && (version != Version::HTTP_2 || body.is_end_stream())
+}
+
+/// Reads a body that does not matter, if it is short and there soon.
 async fn drain(body: Incoming, bytes: &mut u64) {
     if body.size_hint().upper().is_some_and(|upper| upper <= DRAINED_BYTES) {
-        // Nothing depends on it; the connection is closed where it fails.
-        let _ = read_and_drop(body, bytes).await;
+        // Nothing depends on it; the connection is closed where it does not end.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, read_and_drop(body, Version::HTTP_11, bytes)).await;
     }
 }
 

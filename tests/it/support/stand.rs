@@ -28,7 +28,7 @@ const PARTITIONS: i32 = 3;
 pub(crate) struct Kafka {
     embedded: Option<EmbeddedKafka>,
     folder: TempDir,
-    client: ClientConfig,
+    properties: Vec<(String, String)>,
     pub(crate) topic: String,
 }
 
@@ -41,18 +41,19 @@ impl Kafka {
             None => {
                 let embedded = EmbeddedKafka::start().unwrap();
                 embedded.create_topic(&topic, PARTITIONS).unwrap();
-                let mut client = ClientConfig::new();
-                client.set("bootstrap.servers", embedded.bootstrap_servers().unwrap());
-                Self { embedded: Some(embedded), folder, client, topic }
+                let servers = embedded.bootstrap_servers().unwrap();
+                let properties = vec![("bootstrap.servers".to_owned(), servers)];
+                Self { embedded: Some(embedded), folder, properties, topic }
             }
             Some(path) => {
-                let client = properties(&std::fs::read_to_string(path).unwrap());
+                let properties = properties(&std::fs::read_to_string(path).unwrap());
+                let client: ClientConfig = properties.iter().cloned().collect();
                 let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
                 let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
                 for made in admin.create_topics(&[new], &AdminOptions::new()).await.unwrap() {
                     made.unwrap();
                 }
-                Self { embedded: None, folder, client, topic }
+                Self { embedded: None, folder, properties, topic }
             }
         }
     }
@@ -60,7 +61,7 @@ impl Kafka {
     /// A kafka-env file with a group of its own and these further consumer properties.
     pub(crate) fn env(&self, consumer: &[(&str, &str)]) -> String {
         let mut text = "[default]\n".to_owned();
-        for (name, value) in self.client.config_map() {
+        for (name, value) in &self.properties {
             text.push_str(&format!("{name}={value}\n"));
         }
         text.push_str(&format!("[consumer]\ngroup.id={}\n", unique("group")));
@@ -85,7 +86,7 @@ impl Kafka {
 
     /// Produces one record as any client would, whatever is in it.
     pub(crate) async fn produce(&self, value: Option<&[u8]>, headers: &[(&str, &[u8])]) {
-        let mut client = self.client.clone();
+        let mut client: ClientConfig = self.properties.iter().cloned().collect();
         client.set("message.max.bytes", "20000000");
         let producer: FutureProducer = client.create().unwrap();
         let all = headers.iter().fold(OwnedHeaders::new(), |all, (name, value)| {
@@ -220,15 +221,11 @@ fn unique(what: &str) -> String {
 }
 
 /// The `[default]` section of a kafka-env file.
-fn properties(text: &str) -> ClientConfig {
+fn properties(text: &str) -> Vec<(String, String)> {
     let section = text.split('[').find_map(|section| section.strip_prefix("default]")).unwrap();
-    let mut client = ClientConfig::new();
-    for (name, value) in
-        section.lines().filter(|line| !line.starts_with('#')).filter_map(|l| l.split_once('='))
-    {
-        client.set(name.trim(), value.trim());
-    }
-    client
+    let lines = section.lines().filter(|line| !line.starts_with('#'));
+    let pairs = lines.filter_map(|line| line.split_once('='));
+    pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())).collect()
 }
 
 #[expect(
