@@ -49,6 +49,17 @@ impl EmbeddedKafka {
         Ok(self.cluster()?.bootstrap_servers())
     }
 
+    /// Takes the broker away, or brings it back at the same address: clients see refused connections in between.
+    ///
+    /// # Errors
+    /// Never, as long as the cluster lives.
+    pub fn set_available(&self, available: bool) -> anyhow::Result<()> {
+        const BROKER: i32 = 1;
+        let cluster = self.cluster()?;
+        let done = if available { cluster.broker_up(BROKER) } else { cluster.broker_down(BROKER) };
+        done.context("taking the embedded broker up or down")
+    }
+
     fn cluster(&self) -> anyhow::Result<rdkafka::mocking::MockCluster<'_, impl rdkafka::ClientContext>> {
         self.client.client().mock_cluster().context("the embedded Kafka is gone")
     }

@@ -18,13 +18,12 @@ pub(crate) struct PubsubArgs {
     #[arg(long, value_name = "HOST:PORT", env = "PUBSUB_EMULATOR_HOST")]
     pub(crate) pubsub_emulator_host: Option<String>,
 
-    /// Another endpoint of the real Pub/Sub, for example a regional one
+    /// Another endpoint of the real Pub/Sub, for example a regional one; an emulator, if one is named, goes first
     #[arg(
         long,
         value_name = "URL",
         default_value = "https://pubsub.googleapis.com",
-        env = "CDNWARM_PUBSUB_ENDPOINT",
-        conflicts_with = "pubsub_emulator_host"
+        env = "CDNWARM_PUBSUB_ENDPOINT"
     )]
     pub(crate) pubsub_endpoint: String,
 }

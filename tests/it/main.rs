@@ -6,6 +6,7 @@ mod demo;
 mod edge;
 mod embedded_pubsub;
 mod house;
+mod outages;
 mod pipeline;
 mod push;
 mod support;

@@ -375,3 +375,34 @@ async fn more_pushes_than_the_cap_are_answered_at_once() {
     });
     assert_eq!((first, second), (204, 429));
 }
+
+#[tokio::test]
+async fn a_body_that_stalls_gives_its_place_back() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let origin = plain_origin(|_| cacheable()).await;
+    let served = Served::before(&origin, &["--max-in-flight", "1"]).await;
+    let addr = served.url.trim_start_matches("http://").trim_end_matches('/');
+    let mut stalled = tokio::net::TcpStream::connect(addr).await.unwrap();
+    stalled.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    eventually("the place is taken", async || {
+        (served.push_url("http://example.com/a").await == 429).then_some(())
+    })
+    .await;
+    let mut answer = String::new();
+    stalled.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(served.push_url("http://example.com/b").await, 204);
+}
+
+#[tokio::test]
+async fn a_redirect_is_told_without_its_credentials() {
+    let origin = plain_origin(|_| {
+        let target = "https://alice:hunter2@b.example.com/x?X-Amz-Signature=c0ffee&part=1";
+        Response::builder().status(302).header("location", target).body(Full::default()).unwrap()
+    })
+    .await;
+    let served = Served::before(&origin, &[]).await;
+    assert_eq!(served.push_url("http://example.com/a").await, 204);
+    let outcome = served.outcome().await;
+    assert_eq!(outcome["reason"], "redirect to https://b.example.com/x?X-Amz-Signature=…&part=1");
+}

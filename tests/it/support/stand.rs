@@ -35,17 +35,10 @@ pub(crate) struct Kafka {
 impl Kafka {
     /// A topic of its own, on the embedded Kafka or the real one.
     pub(crate) async fn start() -> Self {
-        let topic = unique("urls");
-        let folder = tempfile::tempdir().unwrap();
         match setting("CDNWARM_TEST_KAFKA_ENV") {
-            None => {
-                let embedded = EmbeddedKafka::start().unwrap();
-                embedded.create_topic(&topic, PARTITIONS).unwrap();
-                let servers = embedded.bootstrap_servers().unwrap();
-                let properties = vec![("bootstrap.servers".to_owned(), servers)];
-                Self { embedded: Some(embedded), folder, properties, topic }
-            }
+            None => Self::start_embedded(),
             Some(path) => {
+                let topic = unique("urls");
                 let properties = properties(&std::fs::read_to_string(path).unwrap());
                 let client: ClientConfig = properties.iter().cloned().collect();
                 let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
@@ -53,9 +46,24 @@ impl Kafka {
                 for made in admin.create_topics(&[new], &AdminOptions::new()).await.unwrap() {
                     made.unwrap();
                 }
-                Self { embedded: None, folder, properties, topic }
+                Self { embedded: None, folder: tempfile::tempdir().unwrap(), properties, topic }
             }
         }
+    }
+
+    /// The embedded Kafka, for what only that can be made to do.
+    pub(crate) fn embedded(&self) -> &EmbeddedKafka {
+        self.embedded.as_ref().expect("this test is for the embedded Kafka")
+    }
+
+    /// A topic on an embedded Kafka, whatever the environment says.
+    pub(crate) fn start_embedded() -> Self {
+        let topic = unique("urls");
+        let embedded = EmbeddedKafka::start().unwrap();
+        embedded.create_topic(&topic, PARTITIONS).unwrap();
+        let servers = embedded.bootstrap_servers().unwrap();
+        let properties = vec![("bootstrap.servers".to_owned(), servers)];
+        Self { embedded: Some(embedded), folder: tempfile::tempdir().unwrap(), properties, topic }
     }
 
     /// A kafka-env file with a group of its own and these further consumer properties.
