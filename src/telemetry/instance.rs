@@ -62,7 +62,8 @@ impl Identity {
 
 async fn find(args: &InstanceArgs) -> Instance {
     // The host is link-local: no proxy stands before it.
-    let client = reqwest::Client::builder().no_proxy().timeout(METADATA_LIMIT).build();
+    // It speaks plain HTTP, so reading the system's certificates, which takes milliseconds at start, would be for nothing.
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(METADATA_LIMIT).build();
     let ask = async |path: &str| {
         let host = args.metadata_host.as_ref()?;
         let url = format!("http://{host}/computeMetadata/v1/instance/{path}");

@@ -1,6 +1,9 @@
-//! The far ends of the wire go away and come back, on embedded parts.
+//! The far ends of the wire go away and come back, or say nothing, on embedded parts.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
 
 use crate::support::process::{Process, command, run, told};
 use crate::support::stand::{Kafka, Pubsub};
@@ -83,4 +86,18 @@ async fn a_real_project_is_spoken_to_with_application_default_credentials() {
     produce(&kafka, &urls).await;
     pull.until(&urls).await;
     bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_produce_that_waits_for_its_input_hears_a_stop_and_says_that_it_was_cut_short() {
+    let kafka = Kafka::start_embedded();
+    let mut command = command(&["produce", &kafka.env(&[]), &kafka.topic, "--urls", "-", "--verbose"]);
+    command.stdin(Stdio::piped());
+    let mut produce = Process::spawn(command);
+    produce.write(b"http://cdn.example.com/first\n").await;
+    produce.says("Message to topic").await;
+    produce.signal(Signal::SIGTERM);
+    assert_eq!(produce.ends().await, Some(1));
+    produce.says("1 records delivered").await;
+    produce.says("stopped before everything was produced").await;
 }

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
 
 use super::{PATIENCE, eventually};
 
 /// A running role. Killed when dropped.
 pub(crate) struct Process {
     child: Child,
+    /// Kept apart from the child, which would close it in order to wait.
+    input: Option<ChildStdin>,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
@@ -58,7 +60,12 @@ impl Process {
         let lines = Arc::new(Mutex::new(Vec::new()));
         collect(child.stdout.take().unwrap(), lines.clone());
         collect(child.stderr.take().unwrap(), lines.clone());
-        Self { child, lines }
+        Self { input: child.stdin.take(), child, lines }
+    }
+
+    /// Writes to its standard input, which stays open.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
+        self.input.as_mut().expect("its input is piped").write_all(bytes).await.unwrap();
     }
 
     /// Everything it has said so far, both streams mixed.
