@@ -135,7 +135,8 @@ impl<P: Publish> Forwarder<P> {
     async fn publish_until_answered(&self, batch: &Batch) -> Result<(), Status> {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(1))
+            // The jitter adds up to as much again.
+            .with_max_delay(Duration::from_millis(500))
             .without_max_times()
             .with_jitter()
             .build();
@@ -201,5 +202,95 @@ impl Alarm {
         if self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().is_some() {
             tracing::info!("publishing works again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::kafka::Offsets;
+
+    /// Answers each call as `answer` says, from its number (from 0) and its messages.
+    struct Fake<F> {
+        answer: F,
+        calls: AtomicU64,
+        accepted: Mutex<Vec<String>>,
+    }
+
+    impl<F: Fn(u64, &[PubsubMessage]) -> Code + Send + Sync> Publish for Fake<F> {
+        async fn publish(&self, messages: Vec<PubsubMessage>) -> Result<(), Status> {
+            match (self.answer)(self.calls.fetch_add(1, Ordering::Relaxed), &messages) {
+                Code::Ok => {
+                    let texts = messages.iter().map(|m| String::from_utf8_lossy(&m.data).into_owned());
+                    self.accepted.lock().unwrap().extend(texts);
+                    Ok(())
+                }
+                code => Err(Status::new(code, "as told")),
+            }
+        }
+    }
+
+    /// Publishes one batch of messages with these texts, from offset 0 on; gives what was accepted, in order of
+    /// offsets, how many were given up, and the offset that may be committed.
+    async fn published<F>(texts: &[&str], answer: F) -> (Vec<String>, u64, Vec<(i32, i64)>)
+    where
+        F: Fn(u64, &[PubsubMessage]) -> Code + Send + Sync,
+    {
+        let offsets = Arc::new(Offsets::default());
+        offsets.assign(0);
+        let batch = texts.iter().zip(0..).map(|(text, offset)| {
+            let receipt = offsets.read(0, offset).unwrap().receipt;
+            assert!(offsets.deliver(receipt));
+            (receipt, PubsubMessage { data: (*text).to_owned().into(), ..PubsubMessage::default() })
+        });
+        let fake = Fake { answer, calls: AtomicU64::new(0), accepted: Mutex::default() };
+        let forwarder = Forwarder::new("urls".to_owned(), fake, Done::to(offsets.clone()));
+        forwarder.publish(batch.collect()).await;
+        let mut accepted = forwarder.publisher.accepted.lock().unwrap().clone();
+        accepted.sort();
+        (accepted, forwarder.counts().undeliverable, offsets.take_committable())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_halved_until_the_message_at_fault_stands_alone() {
+        let texts = ["a", "bad", "c", "d", "e", "f", "g", "worse"];
+        let refuses = |_, messages: &[PubsubMessage]| {
+            let at_fault = messages.iter().any(|m| matches!(&m.data[..], b"bad" | b"worse"));
+            if at_fault { Code::InvalidArgument } else { Code::Ok }
+        };
+        let (accepted, given_up, committable) = published(&texts, refuses).await;
+        assert_eq!(accepted, ["a", "c", "d", "e", "f", "g"]);
+        assert_eq!((given_up, committable), (2, vec![(0, 8)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_else_is_answered_the_records_are_held_and_tried_again() {
+        for code in
+            (1..=16).map(Code::from_i32).filter(|c| !matches!(c, Code::InvalidArgument | Code::OutOfRange))
+        {
+            let away_for_a_while = |call, _: &[PubsubMessage]| if call < 50 { code } else { Code::Ok };
+            let (accepted, given_up, committable) = published(&["a", "b"], away_for_a_while).await;
+            assert_eq!((accepted.len(), given_up, committable), (2, 0, vec![(0, 2)]), "{code:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_may_be_committed_while_pubsub_does_not_accept() {
+        let offsets = Arc::new(Offsets::default());
+        offsets.assign(0);
+        let receipt = offsets.read(0, 7).unwrap().receipt;
+        assert!(offsets.deliver(receipt));
+        let fake = Fake {
+            answer: |_, _: &[_]| Code::PermissionDenied,
+            calls: AtomicU64::new(0),
+            accepted: Mutex::default(),
+        };
+        let forwarder = Forwarder::new("urls".to_owned(), fake, Done::to(offsets.clone()));
+        let publishing = forwarder.publish(vec![(receipt, PubsubMessage::default())]);
+        assert!(tokio::time::timeout(Duration::from_secs(3600), publishing).await.is_err());
+        assert!(forwarder.publisher.calls.load(Ordering::Relaxed) >= 3600, "at least once a second");
+        assert_eq!(offsets.take_committable(), []);
     }
 }

@@ -23,8 +23,11 @@ const MAX_CONNECTIONS: usize = 4_096;
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-/// How long a client may take to say anything, and to send a request's head.
-const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to say anything on a new connection.
+const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a connection may be idle between requests, and a request's head take: hyper has one timer for both, and a
+/// client that sends now and then should not find its connection closed just as it uses it.
+const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(75);
 
 /// A bound listener.
 #[derive(Debug)]
@@ -60,7 +63,7 @@ impl Server {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE_LIMIT);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -96,7 +99,7 @@ impl Server {
             let (builder, watcher, stop) = (builder.clone(), connections.watcher(), stop.clone());
             tokio::spawn(async move {
                 // Which version of HTTP it speaks is told by its first bytes, for which hyper would wait for ever.
-                let first_byte = tokio::time::timeout(HEADER_LIMIT, stream.readable());
+                let first_byte = tokio::time::timeout(FIRST_BYTE_LIMIT, stream.readable());
                 tokio::select! {
                     spoke = first_byte => if spoke.is_err() { return },
                     () = stop.cancelled() => return,

@@ -57,6 +57,12 @@ pub(crate) struct Consumer {
 pub(crate) struct Done(Arc<Offsets>);
 
 impl Done {
+    /// Without a consumer, for tests of who gives receipts back.
+    #[cfg(test)]
+    pub(crate) fn to(offsets: Arc<Offsets>) -> Self {
+        Self(offsets)
+    }
+
     /// Notes that these records are accepted downstream: the offsets at and below them may be committed.
     pub(crate) fn done(&self, receipts: impl IntoIterator<Item = Receipt>) {
         self.0.done(receipts);

@@ -13,6 +13,8 @@ mod record;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use offsets::Offsets;
 pub(crate) use offsets::Receipt;
 #[cfg(test)]
 pub(crate) use record::Header;

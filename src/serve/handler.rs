@@ -24,7 +24,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// How long a body may take; it holds a place among the pushes in flight.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
-/// How much of a body that is too large is still read, and for how long, so that its sender hears why it is refused.
+/// How much of a body is still read once the answer is clear, and for how long.
 const LINGER_BYTES: usize = 4 << 20;
 const LINGER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -54,8 +54,9 @@ impl Handler {
 
     /// The answer to any request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
-        match (request.uri().path(), request.method()) {
-            ("/", &Method::POST) => self.push(request).await,
+        let (head, body) = request.into_parts();
+        let answer = match (head.uri.path(), &head.method) {
+            ("/", &Method::POST) => return self.push(body).await,
             ("/", _) => {
                 let text = "this is a Pub/Sub push endpoint: POST a push message here";
                 with_header(say(StatusCode::METHOD_NOT_ALLOWED, text), header::ALLOW, "POST")
@@ -73,21 +74,21 @@ impl Handler {
                 StatusCode::NOT_FOUND,
                 "POST / takes pushes; GET /health and /ready tell how this server is",
             ),
-        }
+        };
+        before_body(body, answer)
     }
 
     /// A push: take it in, read it, warm, answer. Each step may end it.
-    async fn push(&self, request: Request<Incoming>) -> Answer {
+    async fn push(&self, mut incoming: Incoming) -> Answer {
         // 1. What cannot be taken now is answered at once; Pub/Sub sends it again.
         if self.stop.is_cancelled() {
-            return closing(say(StatusCode::SERVICE_UNAVAILABLE, "draining"));
+            return before_body(incoming, closing(say(StatusCode::SERVICE_UNAVAILABLE, "draining")));
         }
         let Ok(_place) = self.in_flight.try_acquire() else {
-            return say(StatusCode::TOO_MANY_REQUESTS, "too many pushes in flight");
+            return before_body(incoming, say(StatusCode::TOO_MANY_REQUESTS, "too many pushes in flight"));
         };
 
         // 2. The body, up to its limit.
-        let mut incoming = request.into_body();
         if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
             return self.too_large(incoming).await;
         }
@@ -134,15 +135,14 @@ impl Handler {
 
     /// No message that holds a URL is this large.
     async fn too_large(&self, body: Incoming) -> Answer {
-        tokio::spawn(linger(body));
         let reason = format!("malformed data: a push of more than {MAX_BODY_BYTES} bytes");
         if self.answers.malformed == Malformed::Nack {
             tracing::warn!("{reason}; answered 413 (--malformed ack drops such messages)");
-            return closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason));
+            return before_body(body, closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason)));
         }
         let outcome = self.warmer.refused(reason, String::new(), Source::default()).await;
         self.report(outcome).await;
-        closing(say(StatusCode::NO_CONTENT, ""))
+        before_body(body, closing(say(StatusCode::NO_CONTENT, "")))
     }
 
     async fn report(&self, outcome: Outcome) {
@@ -154,8 +154,16 @@ impl Handler {
     }
 }
 
-/// Reads on for a moment while the answer goes out: a connection that is closed on unread data is reset, and the
-/// client may lose the answer with it (RFC 9112, section 9.6).
+/// An answer that goes out before the body was read. What is left of the body is read beside it for a moment: a
+/// connection that is closed on unread data is reset, and the client may lose the answer, or its next request, with it
+/// (RFC 9112, section 9.6).
+fn before_body(body: Incoming, answer: Answer) -> Answer {
+    if !body.is_end_stream() {
+        tokio::spawn(linger(body));
+    }
+    answer
+}
+
 async fn linger(mut body: Incoming) {
     let reading = async {
         let mut left = LINGER_BYTES;

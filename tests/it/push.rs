@@ -406,3 +406,34 @@ async fn a_redirect_is_told_without_its_credentials() {
     let outcome = served.outcome().await;
     assert_eq!(outcome["reason"], "redirect to https://b.example.com/x?X-Amz-Signature=…&part=1");
 }
+
+#[tokio::test]
+async fn region_and_instance_come_from_the_metadata_server() {
+    let metadata = Origin::start(&["metadata.example.com".to_owned()], |asked| {
+        let known = asked.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
+        let text = match asked.url.rsplit_once("/computeMetadata/v1/instance/") {
+            Some((_, "id")) if known => "00f8b9c1d2e3a4b5c6d7",
+            Some((_, "region")) if known => "projects/123/regions/europe-north1",
+            _ => return status(403),
+        };
+        Response::new(Full::from(text))
+    })
+    .await;
+    let origin = plain_origin(|_| cacheable()).await;
+    let connect_to = format!("*={}", origin.addr);
+    let args = [
+        "serve",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--insecure-accept-unauthenticated",
+        "--connect-to",
+    ];
+    let mut command = command(&[&args[..], &[&connect_to]].concat());
+    command.env("GCE_METADATA_HOST", metadata.addr.to_string());
+    let served = Served::of(command).await;
+    assert_eq!(served.push_url("http://example.com/a").await, 204);
+    let outcome = served.outcome().await;
+    assert_eq!((&outcome["region"], &outcome["instance"]), (&json!("europe-north1"), &json!("a4b5c6d7")));
+}
