@@ -8,6 +8,21 @@ use anyhow::Context;
 use rdkafka::ClientConfig;
 use rdkafka::bindings::{rd_kafka_handle_mock_cluster, rd_kafka_mock_group_initial_rebalance_delay_ms};
 use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+/// What clients ask a broker for, from the first request of a connection on.
+const REQUESTS: [RDKafkaApiKey; 10] = [
+    RDKafkaApiKey::ApiVersion,
+    RDKafkaApiKey::Metadata,
+    RDKafkaApiKey::Produce,
+    RDKafkaApiKey::Fetch,
+    RDKafkaApiKey::FindCoordinator,
+    RDKafkaApiKey::JoinGroup,
+    RDKafkaApiKey::SyncGroup,
+    RDKafkaApiKey::Heartbeat,
+    RDKafkaApiKey::OffsetCommit,
+    RDKafkaApiKey::LeaveGroup,
+];
 
 /// One broker that lives as long as this value.
 pub struct EmbeddedKafka {
@@ -49,15 +64,23 @@ impl EmbeddedKafka {
         Ok(self.cluster()?.bootstrap_servers())
     }
 
-    /// Takes the broker away, or brings it back at the same address: clients see refused connections in between.
+    /// Takes the broker away, or brings it back: in between it breaks every connection at its next request.
+    ///
+    /// librdkafka's own way closes the listener and binds its port again later, which fails, and ends the process, where
+    /// somebody else has taken the port since.
     ///
     /// # Errors
     /// Never, as long as the cluster lives.
     pub fn set_available(&self, available: bool) -> anyhow::Result<()> {
-        const BROKER: i32 = 1;
         let cluster = self.cluster()?;
-        let done = if available { cluster.broker_up(BROKER) } else { cluster.broker_down(BROKER) };
-        done.context("taking the embedded broker up or down")
+        for request in REQUESTS {
+            cluster.clear_request_errors(request);
+            if !available {
+                // More than the requests of any outage that a test waits for.
+                cluster.request_errors(request, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR__TRANSPORT; 10_000]);
+            }
+        }
+        Ok(())
     }
 
     fn cluster(&self) -> anyhow::Result<rdkafka::mocking::MockCluster<'_, impl rdkafka::ClientContext>> {

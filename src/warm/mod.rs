@@ -31,7 +31,7 @@ pub(crate) use addresses::{AllowedAddress, ConnectTo};
 use connect::{ConnectError, Connector};
 use guard::Guard;
 
-use crate::outcome::{Exchange, Outcome, Source, shown_url};
+use crate::outcome::{CacheEvidence, Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
 use crate::telemetry::instance::{Identity, InstanceArgs};
 use crate::verdict::{Failure, Verdict};
@@ -243,7 +243,7 @@ impl Warmer {
             return Verdict::Failed(Failure::Truncated);
         }
         let (verdict, evidence) = cdn::judge(&asked, &response, SystemTime::now());
-        exchange.cache = Some(evidence);
+        exchange.cache = Some(evidence).filter(|evidence| *evidence != CacheEvidence::default());
         verdict
     }
 }

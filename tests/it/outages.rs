@@ -30,7 +30,7 @@ async fn a_broker_that_goes_and_comes_back_is_no_end() {
     produce(&kafka, &before).await;
     pull.until(&before).await;
     kafka.embedded().set_available(false).unwrap();
-    bridge.says("BrokerTransportFailure").await;
+    bridge.says("brokers are down").await;
     kafka.embedded().set_available(true).unwrap();
     let after = urls("after");
     produce(&kafka, &after).await;
@@ -49,7 +49,7 @@ async fn a_stop_while_the_broker_or_pubsub_is_away_is_still_a_clean_end() {
         bridge.says("partitions assigned").await;
         if broker_is_away {
             kafka.embedded().set_available(false).unwrap();
-            bridge.says("BrokerTransportFailure").await;
+            bridge.says("brokers are down").await;
         } else {
             pubsub.delete_topic().await;
             produce(&kafka, &urls("held")).await;
