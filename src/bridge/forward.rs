@@ -17,7 +17,7 @@ use crate::kafka::consumer::{Consumer, Done};
 use crate::kafka::{Receipt, Record};
 use crate::pubsub::Publish;
 
-/// Publish calls under way at once; with chunks of at most 1,000 records and 4 MiB this bounds what is in flight.
+/// Publish calls under way at once; with chunks of at most 1,000 records and 3 MiB this bounds what is in flight.
 const MAX_CALLS: usize = 16;
 /// How long calls under way are waited for once there are no more records.
 const DRAIN_LIMIT: Duration = Duration::from_secs(7);

@@ -63,12 +63,9 @@ pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
         Role::Service => "info",
         Role::Tool => "warn",
     });
-    let filter = EnvFilter::try_new(directives)
-        .map_err(|error| anyhow::anyhow!("--log {directives}: {error}"))?
-        // Libraries speak only where something is wrong.
-        .add_directive("hyper=warn".parse()?)
-        .add_directive("h2=warn".parse()?)
-        .add_directive("rustls=warn".parse()?);
+    // Libraries speak only where something is wrong, unless they are asked to: of two directives the later one counts.
+    let filter = EnvFilter::try_new(format!("hyper=warn,h2=warn,rustls=warn,{directives}"))
+        .map_err(|error| anyhow::anyhow!("--log {directives}: {error}"))?;
     let json = match (args.log_format, role) {
         (LogFormat::Json, _) => true,
         (LogFormat::Text, _) | (LogFormat::Auto, Role::Tool) => false,
