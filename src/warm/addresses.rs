@@ -120,6 +120,11 @@ impl ConnectTo {
         self.host.as_deref().is_none_or(|own| own.eq_ignore_ascii_case(without_final_dot(host)))
     }
 
+    /// Whether it is the one that names no host.
+    pub(crate) fn is_for_every_host(&self) -> bool {
+        self.host.is_none()
+    }
+
     /// The address to connect to.
     pub(crate) fn to(&self) -> SocketAddr {
         self.to

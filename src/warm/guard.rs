@@ -74,7 +74,9 @@ impl Guard {
     }
 
     fn edge(&self, host: &str) -> Option<SocketAddr> {
-        self.connect_to.iter().find(|entry| entry.applies_to(host)).map(ConnectTo::to)
+        // One that names the host goes before one for every host, in whatever order they were given.
+        let fitting = self.connect_to.iter().filter(|entry| entry.applies_to(host));
+        fitting.min_by_key(|entry| entry.is_for_every_host()).map(ConnectTo::to)
     }
 
     fn judge(&self, address: SocketAddr) -> Result<(), String> {
@@ -90,4 +92,32 @@ impl Guard {
 
 fn not_this_port(port: u16) -> String {
     format!("port {port}: only 80 and 443, or what --allow-address lists")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_edge_named_for_a_host_goes_before_the_one_for_every_host() {
+        let edges = ["*=127.0.0.1:1", "example.com=127.0.0.1:2"].map(|text| text.parse().unwrap());
+        let guard = Guard::new(Vec::new(), edges.to_vec());
+        for (host, port) in [("example.com", 2), ("other.example.com", 1)] {
+            assert_eq!(
+                guard.resolve(host, 443).await.unwrap(),
+                [SocketAddr::from(([127, 0, 0, 1], port))],
+                "{host}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_what_is_not_public_is_refused() {
+        // The resolver of any machine knows this one without asking anybody.
+        let refused = Guard::default().resolve("localhost", 80).await;
+        assert!(
+            matches!(&refused, Err(ConnectError::Refused(reason)) if reason.contains("Loopback")),
+            "{refused:?}"
+        );
+    }
 }
