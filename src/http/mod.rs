@@ -1,7 +1,12 @@
-//! HTTP as it is served: one listener for HTTP/1.1 and h2c, bounded, and drained at the end.
+//! HTTP as it is served: one listener for HTTP/1.1 and h2c, bounded, and drained at the end; and the endpoint for scrapers
+//! and probes, which is the same in every role.
 //!
-//! It knows nothing of what the requests mean. Requests to origins are `warm`'s.
+//! It knows nothing of what a role's own requests mean. Requests to origins are `warm`'s.
 
+#[allow(dead_code, reason = "no role shows it yet")]
+mod metrics;
 mod server;
 
+#[allow(unused_imports, reason = "no role shows it yet")]
+pub(crate) use metrics::{MetricsArgs, MetricsServer};
 pub(crate) use server::Server;
