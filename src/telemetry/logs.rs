@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::status::AboveStatusLine;
 use crate::outcome::Outcome;
 
 /// The target of outcome events, whose field `outcome` holds the JSON object itself.
@@ -72,7 +73,10 @@ pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
         (LogFormat::Auto, Role::Service) => !io::stdout().is_terminal(),
     };
     match role {
-        Role::Service => install(filter, json, io::stdout().is_terminal(), io::stdout),
+        Role::Service if io::stdout().is_terminal() => {
+            install(filter, json, true, || AboveStatusLine(io::stdout()));
+        }
+        Role::Service => install(filter, json, false, io::stdout),
         Role::Tool => install(filter, json, io::stderr().is_terminal(), io::stderr),
     }
     Ok(())

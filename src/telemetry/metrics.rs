@@ -1,6 +1,6 @@
 //! Where every role's metrics begin: the registry with what is true of any role, to which a role adds its own.
 
-use prometheus_client::metrics::info::Info;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::health::Health;
@@ -10,11 +10,12 @@ use super::health::Health;
 pub(crate) fn registry(health: &Health) -> Registry {
     let mut registry = Registry::default();
     let common = registry.sub_registry_with_prefix("cdnwarm");
-    common.register(
-        "build",
-        "The version that is running; always 1",
-        Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-    );
     common.register_collector(Box::new(health.clone()));
+    // A gauge, as most programs have it: readers of the older text format know no type "info".
+    common.sub_registry_with_label(("version".into(), env!("CARGO_PKG_VERSION").into())).register(
+        "build_info",
+        "The version that is running; always 1",
+        ConstGauge::new(1_i64),
+    );
     registry
 }
