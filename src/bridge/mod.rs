@@ -5,6 +5,8 @@
 
 mod forward;
 mod message;
+#[allow(dead_code, reason = "not wired yet")]
+mod metrics;
 
 use std::net::SocketAddr;
 use std::path::Path;
