@@ -8,5 +8,6 @@ mod embedded_pubsub;
 mod house;
 mod outages;
 mod pipeline;
+mod proxy;
 mod push;
 mod support;

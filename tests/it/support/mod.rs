@@ -2,6 +2,7 @@
 
 pub(crate) mod origin;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod stand;
 
 use std::time::Duration;
