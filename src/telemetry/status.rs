@@ -126,24 +126,20 @@ impl Rate {
     }
 }
 
-/// What is wrong comes first: a narrow terminal cuts the end off.
+/// What matters most comes first: a narrow terminal cuts the end off.
 fn line(status: &Status, records_per_second: u64) -> String {
-    let mut line = String::new();
-    if !status.problems.is_empty() {
-        line = format!("not ready: {} | ", on_one_line(&status.problems.join("; ")));
-    }
-    line += &format!(
-        "{} records/s, {} published, {} in flight in {} calls, lag ",
+    let problems = match &status.problems[..] {
+        [] => String::new(),
+        problems => format!("not ready: {} | ", on_one_line(&problems.join("; "))),
+    };
+    let lag = status.lag_records.map_or_else(|| "unknown".to_owned(), |lag| HumanCount(lag).to_string());
+    format!(
+        "{problems}{} records/s, lag {lag}, {} in flight in {} calls, {} published",
         HumanCount(records_per_second),
-        HumanCount(status.records_published),
         HumanCount(status.records_in_flight),
         status.calls_in_flight,
-    );
-    match status.lag_records {
-        Some(lag) => line += &HumanCount(lag).to_string(),
-        None => line += "unknown",
-    }
-    line
+        HumanCount(status.records_published),
+    )
 }
 
 #[cfg(test)]
@@ -163,14 +159,14 @@ mod tests {
         };
         assert_eq!(
             line(&status, 1_234_567),
-            "1,234,567 records/s, 12,345,678 published, 9,000 in flight in 12 calls, lag 1,000"
+            "1,234,567 records/s, lag 1,000, 9,000 in flight in 12 calls, 12,345,678 published"
         );
         status.problems = vec!["kafka: away\u{1b}[2J".to_owned(), "pubsub: NOT_FOUND".to_owned()];
         status.lag_records = None;
         assert_eq!(
             line(&status, 0),
-            "not ready: kafka: away\\u{1b}[2J; pubsub: NOT_FOUND | 0 records/s, 12,345,678 published, 9,000 in flight \
-             in 12 calls, lag unknown"
+            "not ready: kafka: away\\u{1b}[2J; pubsub: NOT_FOUND | 0 records/s, lag unknown, 9,000 in flight in 12 \
+             calls, 12,345,678 published"
         );
     }
 
