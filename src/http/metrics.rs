@@ -28,7 +28,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// Where metrics and health are shown.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct MetricsArgs {
-    /// Show /metrics, /ready and /live on this address by plain HTTP, for example 127.0.0.1:9090 or [::]:9090 [default: off]
+    /// Show /metrics, /ready and /live by plain HTTP on this IP address (IPv6 in brackets) and port [default: off]
     #[arg(long, value_name = "ADDR:PORT", env = "CDNWARM_METRICS_ADDR")]
     pub(crate) metrics_addr: Option<SocketAddr>,
 }
