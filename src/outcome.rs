@@ -11,7 +11,8 @@ use crate::verdict::Verdict;
 /// A verdict with its evidence, for one request in one region.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// `topic/partition/offset` of the Kafka record, or the Pub/Sub message id where it came from elsewhere.
+    /// `topic/partition/offset` of the Kafka record, or the Pub/Sub message id where it came from elsewhere; with `#` and
+    /// the line's number behind it where the message had several.
     pub id: String,
     /// What was asked for; values of signature-like query parameters are an ellipsis.
     pub url: String,

@@ -1,9 +1,10 @@
 //! `cdnwarm serve`: one region's push endpoint. A push becomes a GET through the edge next door, a verdict, an answer.
 //!
-//! A push's way: `http::server` -> [`handler`] -> [`envelope`] -> `WarmRequest::parse` -> `warm::Warmer` -> status.
+//! A push's way: `http::server` -> [`handler`] -> [`envelope`] (-> [`pack`]) -> `WarmRequest::parse` -> `warm::Warmer` -> status.
 
 mod envelope;
 mod handler;
+mod pack;
 
 use clap::builder::BoolishValueParser;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -78,7 +79,7 @@ pub(crate) struct Answers {
     #[arg(long, value_name = "SECONDS", default_value_t = 600, env = "CDNWARM_RETRY_FOR")]
     retry_for: u32,
 
-    /// Pushes handled at once; more are answered 429 at once, and Pub/Sub sends them again
+    /// Pushes, or URLs of theirs, handled at once; more pushes are answered 429 at once, and Pub/Sub sends them again
     #[arg(long, value_name = "COUNT", default_value_t = 1000, env = "CDNWARM_MAX_IN_FLIGHT",
           value_parser = clap::value_parser!(u32).range(1..))]
     max_in_flight: u32,

@@ -71,7 +71,7 @@ pub(crate) struct WarmArgs {
     #[arg(long, env = "CDNWARM_CERTIFY", value_parser = BoolishValueParser::new())]
     pub(crate) certify: bool,
 
-    /// Seconds for one URL in all, retries included; keep it below the subscription's ack deadline
+    /// Seconds for one record or push in all, retries included; keep it below the subscription's ack deadline
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
           value_parser = clap::value_parser!(u16).range(1..=600))]
     pub(crate) timeout: u16,
@@ -135,8 +135,24 @@ impl Warmer {
         })
     }
 
-    /// Fetches the URL and says what became of it.
+    /// When something that starts now must be over, be it one URL or several.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.limit
+    }
+
+    /// Fetches the URL and says what became of it, within the time for one URL.
     pub(crate) async fn warm(&self, request: &WarmRequest, id: String, source: Source) -> Outcome {
+        self.warm_until(self.deadline(), request, id, source).await
+    }
+
+    /// As [`Warmer::warm`], but over by this `deadline`; past it nothing is asked for any more.
+    pub(crate) async fn warm_until(
+        &self,
+        deadline: Instant,
+        request: &WarmRequest,
+        id: String,
+        source: Source,
+    ) -> Outcome {
         let region = &self.identity.get().await.region;
         let refusal = match request.refusal(region, Timestamp::now()) {
             Some(reason) => Some(reason),
@@ -145,10 +161,11 @@ impl Warmer {
         let mut progress = Progress::default();
         let verdict = match refusal {
             Some(reason) => Verdict::Refused(reason),
+            None if Instant::now() >= deadline => Verdict::Failed(Failure::TotalTimeout),
             None => {
                 let started = Instant::now();
                 let work = self.fetch_with_retries(request, &mut progress);
-                let in_time = tokio::time::timeout(self.limit, work).await.ok();
+                let in_time = tokio::time::timeout_at(deadline.into(), work).await.ok();
                 // A second look that takes too long does not unsay what the first one saw.
                 let verdict = in_time.or(progress.filled.then_some(Verdict::Filled));
                 let verdict = verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout));

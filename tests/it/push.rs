@@ -322,6 +322,151 @@ async fn options_decide_where_and_until_when() {
     assert_eq!(origin.asked().len(), 1);
 }
 
+/// The attributes of a pack as `bridge` sends it.
+fn packed(offsets: &str) -> Value {
+    json!({"content-type": "text/uri-list", "kafka-topic": "urls", "kafka-partition": "3", "kafka-offset": offsets})
+}
+
+#[tokio::test]
+async fn a_pack_warms_each_line_and_tells_of_each_by_its_own_record() {
+    let origin = plain_origin(|_| cacheable()).await;
+    let served = Served::before(&origin, &[]).await;
+    let data = b"http://example.com/a\r\nnot a URL\r\n\xff\r\n \r\nhttp://me@example.com/\r\nhttp://example.com/b\r\n";
+    let mut attributes = packed("5-8,12,20");
+    attributes["kafka-timestamp"] = json!("1700000000000");
+    attributes["warm-header-accept-language"] = json!("de");
+    assert_eq!(served.push(data, &attributes, &json!({"deliveryAttempt": 1})).await, 204);
+    let mut told: Vec<(String, String, String)> = eventually("an outcome for each line", async || {
+        let outcomes = served.serve.outcomes();
+        (outcomes.len() == 6).then_some(outcomes)
+    })
+    .await
+    .iter()
+    .map(|outcome| {
+        assert_eq!(outcome["kafka_timestamp"], 1_700_000_000_000_u64, "{outcome}");
+        assert_eq!(outcome["delivery_attempt"], 1, "{outcome}");
+        let text = |name: &str| outcome[name].as_str().unwrap_or_default().to_owned();
+        (text("id"), text("verdict"), text("reason"))
+    })
+    .collect();
+    told.sort();
+    let line = |id: &str, verdict: &str, reason: &str| (id.to_owned(), verdict.to_owned(), reason.to_owned());
+    assert_eq!(
+        told,
+        [
+            line("urls/3/12", "refused", "user info"),
+            line("urls/3/20", "fetched", ""),
+            line("urls/3/5", "fetched", ""),
+            line("urls/3/6", "refused", "malformed data: not an absolute http or https URL"),
+            line("urls/3/7", "refused", "malformed data: not UTF-8"),
+            line("urls/3/8", "refused", "malformed data: empty"),
+        ]
+    );
+    let asked = origin.asked();
+    assert_eq!(asked.len(), 2);
+    assert!(asked.iter().all(|asked| asked.headers["accept-language"] == "de"), "options are every line's");
+}
+
+#[tokio::test]
+async fn a_list_from_elsewhere_may_have_comments_and_needs_no_coordinates() {
+    let origin = plain_origin(|_| cacheable()).await;
+    let served = Served::before(&origin, &[]).await;
+    let data = b"# tonight\nhttp://example.com/a\n\nhttp://example.com/b";
+    let attributes = json!({"content-type": "Text/URI-List; charset=utf-8"});
+    assert_eq!(served.push(data, &attributes, &json!({})).await, 204);
+    let outcomes = eventually("two outcomes", async || {
+        let outcomes = served.serve.outcomes();
+        (outcomes.len() == 2).then_some(outcomes)
+    });
+    let mut ids: Vec<String> =
+        outcomes.await.iter().map(|outcome| outcome["id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    assert_eq!(ids, ["7#2", "7#4"]);
+
+    let only = b"http://example.com/only\r\n";
+    assert_eq!(served.push(only, &packed("9"), &json!({})).await, 204);
+    eventually("the record of the only line", async || {
+        served.serve.outcomes().iter().any(|outcome| outcome["id"] == "urls/3/9").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pack_is_nacked_once_all_lines_are_done_where_one_of_them_may_be_cured() {
+    let origin = plain_origin(|asked| match asked.url.rsplit('/').next().unwrap().parse() {
+        Ok(code) => status(code),
+        Err(_) => cacheable(),
+    })
+    .await;
+    let served = Served::before(&origin, &[]).await;
+    let data = b"http://example.com/503\r\nhttp://example.com/404\r\nhttp://example.com/a";
+    for (attempt, answer) in [(1, 503), (5, 204)] {
+        let more = json!({"deliveryAttempt": attempt});
+        assert_eq!(served.push(data, &packed("0-2"), &more).await, answer, "at attempt {attempt}");
+        eventually("each line's outcome", async || {
+            let of_this = |outcome: &&Value| outcome["delivery_attempt"] == attempt;
+            (served.serve.outcomes().iter().filter(of_this).count() == 3).then_some(())
+        })
+        .await;
+    }
+    let curable_is_gone = b"http://example.com/404\r\nnot a URL\r\nhttp://example.com/a";
+    assert_eq!(served.push(curable_is_gone, &packed("0-2"), &json!({"deliveryAttempt": 1})).await, 204);
+}
+
+#[tokio::test]
+async fn what_a_pack_has_not_warmed_in_the_time_for_one_push_has_failed() {
+    let origin =
+        Origin::start_slow(&["example.com".to_owned()], Duration::from_millis(700), |_| cacheable()).await;
+    let served = Served::before(&origin, &["--timeout", "1"]).await;
+    let urls: Vec<String> = (0..40).map(|n| format!("http://example.com/{n}")).collect();
+    let data = urls.join("\r\n");
+    assert_eq!(served.push(data.as_bytes(), &packed("0-39"), &json!({"deliveryAttempt": 1})).await, 503);
+    let outcomes = eventually("each line's outcome", async || {
+        let outcomes = served.serve.outcomes();
+        (outcomes.len() == 40).then_some(outcomes)
+    })
+    .await;
+    let never_asked = |outcome: &&Value| outcome["attempts"] == 0;
+    assert!(outcomes.iter().filter(never_asked).count() >= 24, "{outcomes:?}");
+    for outcome in outcomes.iter().filter(never_asked) {
+        assert_eq!((&outcome["verdict"], &outcome["reason"]), (&json!("failed"), &json!("total timeout")));
+    }
+}
+
+#[tokio::test]
+async fn the_lines_of_a_pack_count_against_the_cap() {
+    let slow = Duration::from_millis(500);
+    let origin = Origin::start_slow(&["example.com".to_owned()], slow, |_| cacheable()).await;
+    let served = Served::before(&origin, &["--max-in-flight", "2"]).await;
+    let data = (0..6).map(|n| format!("http://example.com/{n}")).collect::<Vec<_>>().join("\r\n");
+    let started = std::time::Instant::now();
+    let (attributes, nothing) = (packed("0-5"), json!({}));
+    let (first, second) = tokio::join!(served.push(data.as_bytes(), &attributes, &nothing), async {
+        eventually("two GETs", async || (origin.asked().len() == 2).then_some(())).await;
+        served.push_url("http://example.com/other").await
+    });
+    assert_eq!((first, second), (204, 429));
+    assert!(started.elapsed() >= 3 * slow, "two at a time: {:?}", started.elapsed());
+    assert_eq!(origin.asked().len(), 6);
+}
+
+#[tokio::test]
+async fn a_list_without_a_url_is_malformed() {
+    let origin = plain_origin(|_| cacheable()).await;
+    let list = json!({"content-type": "text/uri-list"});
+    for (choice, answer) in [("nack", 400), ("ack", 204)] {
+        let served = Served::before(&origin, &["--malformed", choice]).await;
+        for data in [&b""[..], b"\r\n\r\n", b"# nothing\r\n"] {
+            assert_eq!(served.push(data, &list, &json!({})).await, answer);
+        }
+        if choice == "ack" {
+            eventually("three refusals", async || (served.serve.outcomes().len() == 3).then_some(())).await;
+            assert_eq!(served.outcome().await["reason"], "malformed data: a list without a URL");
+        }
+    }
+    assert!(origin.asked().is_empty());
+}
+
 #[tokio::test]
 async fn other_requests_are_told_what_this_is() {
     let origin = plain_origin(|_| cacheable()).await;
