@@ -59,6 +59,14 @@ impl WarmRequest {
         Ok(request)
     }
 
+    /// Whether [`WarmRequest::parse`] takes this data without options, in a tenth of its time for URLs of the common kind.
+    ///
+    /// # Errors
+    /// As for parsing.
+    pub fn check(data: &[u8]) -> Result<(), NotARequest> {
+        if is_plain_url(data) { Ok(()) } else { Self::parse(data, []).map(drop) }
+    }
+
     /// What to GET. The fragment, which is never sent, is already gone.
     pub fn url(&self) -> &Url {
         &self.url
@@ -162,6 +170,38 @@ fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
     Ok(url)
 }
 
+/// Whether this is a URL in which nothing is to be decided: printable ASCII, a lower-case scheme, a lower-case host name
+/// that is neither an address nor internationalised, and no port. Such a URL always parses; of others nothing is said.
+fn is_plain_url(data: &[u8]) -> bool {
+    let after_scheme = data.strip_prefix(b"https://").or_else(|| data.strip_prefix(b"http://"));
+    let Some(rest) = after_scheme.filter(|_| data.len() <= MAX_URL_BYTES) else {
+        return false;
+    };
+    let host_len = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
+    let (host, behind) = rest.split_at(host_len);
+    // Without a way out of the loop the compiler looks at many bytes at once.
+    let is_printable =
+        behind.iter().fold(true, |so_far, byte| so_far & matches!(byte, b'!'..=b'~') & (*byte != b'\\'));
+    is_printable && is_plain_host(host)
+}
+
+/// Two labels or more of lower-case letters, digits, `-` and `_`. A last label that starts with a letter makes no
+/// address; one that starts with `xn--` is for IDNA to judge.
+fn is_plain_host(host: &[u8]) -> bool {
+    let is_plain =
+        |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    let mut labels = 0;
+    let mut last: &[u8] = &[];
+    for label in host.split(|byte| *byte == b'.') {
+        if !(1..=63).contains(&label.len()) || !label.iter().all(is_plain) || label.starts_with(b"xn--") {
+            return false;
+        }
+        labels += 1;
+        last = label;
+    }
+    labels >= 2 && host.len() <= 253 && last.first().is_some_and(u8::is_ascii_lowercase)
+}
+
 fn is_http(text: &str) -> bool {
     let scheme = text.split(':').next().unwrap_or_default();
     text.len() > scheme.len() && (scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
@@ -234,6 +274,8 @@ impl NotARequest {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(text: &str) -> Result<WarmRequest, NotARequest> {
@@ -355,5 +397,63 @@ mod tests {
         let elsewhere = with_option("warm-regions", "us, asia").unwrap();
         assert!(elsewhere.refusal("eu", now).unwrap().contains("us,asia"));
         assert_eq!(elsewhere.refusal("asia", now), None);
+    }
+
+    #[test]
+    fn a_common_url_needs_no_parser_and_any_other_is_left_to_it() {
+        for text in [
+            "https://cdn.example.com/vod/0001/segment-0000001.ts?token=cd0e&x=%2F#f",
+            "http://a.b",
+            "http://a-1_b.example.com?q",
+            "http://0001.example.com/@me:80//..%5c/[]{}|^`'<>\"",
+        ] {
+            assert!(is_plain_url(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "",
+            "http://",
+            "HTTP://a.b/",
+            "http://A.b/",
+            "http://a.b:80/",
+            "http://a@b.c/",
+            "http://localhost/",
+            "http://a.b./",
+            "http://a..b/",
+            "http://1.2.3.4/",
+            "http://1.2.3.0x4/",
+            "http://xn--a.example.com/",
+            "http://a.b/ c",
+            "http://a.b/\\",
+            "http://a.b/ü",
+            "ftp://a.b/",
+        ] {
+            assert!(!is_plain_url(text.as_bytes()), "{text}");
+        }
+        let long = |bytes: usize| format!("http://a.b/{}", "x".repeat(bytes - 11));
+        assert!(
+            is_plain_url(long(MAX_URL_BYTES).as_bytes()) && !is_plain_url(long(MAX_URL_BYTES + 1).as_bytes())
+        );
+        assert_eq!(WarmRequest::check(b" http://a.b:80/ "), Ok(()));
+        assert!(matches!(WarmRequest::check(b"http://localhost/"), Err(NotARequest::Refused(_))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn what_needs_no_parser_would_pass_it(
+            scheme in "https?://",
+            labels in proptest::collection::vec("[a-z0-9_-]{1,4}|xn--[a-z0-9-]{0,5}|0x[0-9a-f]{0,3}|[a-z0-9-]{60,64}", 1..7),
+            behind in "([/?#][ -~]{0,12}){0,3}",
+        ) {
+            let text = format!("{scheme}{}{behind}", labels.join("."));
+            if is_plain_url(text.as_bytes()) {
+                prop_assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text));
+            }
+        }
+
+        #[test]
+        fn checking_says_what_parsing_says(text in "[a-z:/.@\\\\ #?%0-9ü\t-]{0,30}|https?://[a-z0-9.@:/%_-]{0,30}") {
+            prop_assert_eq!(WarmRequest::check(text.as_bytes()), parse(&text).map(drop));
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Kafka, as the roles use it: records with their offsets, and the arguments that name a cluster.
 //!
 //! `env` reads the kafka-env file, `consumer` reads records (`record`) with exact offsets (`group` and `offsets` are its
-//! parts), `client` hears what librdkafka says on its own account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
+//! parts), `batch` writes many at once, `client` hears what librdkafka says on its own account and waits for a cluster at
+//! start. Nothing here knows Pub/Sub or HTTP.
 
+pub(crate) mod batch;
 pub(crate) mod client;
 pub(crate) mod consumer;
 pub(crate) mod env;

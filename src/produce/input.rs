@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use anyhow::Context;
+use memchr::{memchr, memrchr};
 
 use super::outlet::{Outlet, POLL};
 use crate::request::{MAX_URL_BYTES, WarmRequest};
@@ -22,10 +23,11 @@ const SAMPLE_FILES: [&str; 5] = [
 ];
 const SAMPLE_PREFIX: &str = "http://postman-echo.com/get?file=";
 
-/// Lines read ahead.
-const LINES_WAITING: usize = 1_024;
+/// How much is read at once, and how many such blocks wait: enough that neither side waits for the other.
+const BLOCK_BYTES: usize = 64 << 10;
+const BLOCKS_WAITING: usize = 4;
 /// What is kept of a line: more than any URL has, so that a longer one is seen to be too long.
-const MAX_LINE_BYTES: u64 = MAX_URL_BYTES as u64 + 1024;
+const MAX_LINE_BYTES: usize = MAX_URL_BYTES + 1024;
 
 /// `count` records of random keys and files.
 pub(super) fn sample(count: u64, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
@@ -45,61 +47,134 @@ pub(crate) fn sample_urls() -> impl Iterator<Item = String> {
 ///
 /// The input is read on a thread of its own: a quiet pipe must not keep deliveries from being heard, nor a stop.
 pub(super) fn lines(path: &Path, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
-    let (sender, lines) = sync_channel(LINES_WAITING);
+    let (sender, blocks) = sync_channel(BLOCKS_WAITING);
     let (name, input) = match path.to_str() {
         Some("-") => ("standard input".to_owned(), None),
         _ => (path.display().to_string(), Some(path.to_owned())),
     };
     std::thread::Builder::new()
         .name("input".to_owned())
-        .spawn(move || read_lines(input.as_deref(), &sender))
+        .spawn(move || send_blocks(input.as_deref(), &sender))
         .context("starting the thread that reads the input")?;
-    for number in 1.. {
-        let line = loop {
-            match lines.recv_timeout(POLL) {
-                Ok(line) => break line.with_context(|| format!("reading {name}"))?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => outlet.wait(Duration::ZERO)?,
+    let mut number = 0;
+    loop {
+        let block = match blocks.recv_timeout(POLL) {
+            Ok(block) => block.with_context(|| format!("reading {name}"))?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                outlet.wait(Duration::ZERO)?;
+                continue;
             }
         };
-        let text = line.trim_ascii();
-        if text.is_empty() || text.starts_with(b"#") {
-            continue;
+        let mut urls = Vec::new();
+        for line in lines_of(&block) {
+            number += 1;
+            let text = line.trim_ascii();
+            let is_cut = line.len() >= MAX_LINE_BYTES;
+            if (text.is_empty() && !is_cut) || text.starts_with(b"#") {
+                continue;
+            }
+            match WarmRequest::check(text) {
+                Ok(()) => urls.push(text),
+                Err(not_a_request) => outlet.bad_line(&name, number, &not_a_request.reason()),
+            }
         }
-        match (WarmRequest::parse(text, []), std::str::from_utf8(text)) {
-            (Ok(_), Ok(url)) => outlet.send(None, url)?,
-            (Err(not_a_request), _) => outlet.bad_line(&name, number, &not_a_request.reason()),
-            (Ok(_), Err(_)) => outlet.bad_line(&name, number, "not UTF-8"),
-        }
+        outlet.send_all(&urls)?;
     }
-    Ok(())
 }
 
-/// Sends each line of the file, or of standard input. Of a line longer than any URL only the start is kept.
-fn read_lines(path: Option<&Path>, lines: &SyncSender<io::Result<Vec<u8>>>) {
-    let input: io::Result<Box<dyn BufRead>> = match path {
-        None => Ok(Box::new(BufReader::new(io::stdin()))),
-        Some(path) => File::open(path).map(|file| Box::new(BufReader::new(file)) as Box<dyn BufRead>),
+/// The lines of a block; the last one may lack its end.
+fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = block;
+    std::iter::from_fn(move || {
+        let end = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+        let (line, behind) = rest.split_at(end);
+        rest = behind;
+        (!line.is_empty()).then_some(line)
+    })
+}
+
+fn send_blocks(path: Option<&Path>, blocks: &SyncSender<io::Result<Vec<u8>>>) {
+    let input: io::Result<Box<dyn Read>> = match path {
+        None => Ok(Box::new(io::stdin())),
+        Some(path) => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
     };
-    let mut input = match input {
-        Ok(input) => input,
-        // Nobody listens any more only once the program has stopped; so below.
-        Err(error) => return drop(lines.send(Err(error))),
-    };
+    let result = input.and_then(|input| {
+        read_blocks(BufReader::with_capacity(BLOCK_BYTES, input), |block| blocks.send(Ok(block)).is_ok())
+    });
+    if let Err(error) = result {
+        // Nobody listens any more only once the program has stopped.
+        drop(blocks.send(Err(error)));
+    }
+}
+
+/// Gives the input in blocks of whole lines, each as soon as it is there, until `take` wants no more. Of a line longer
+/// than any URL only the start is kept.
+fn read_blocks(mut input: impl BufRead, mut take: impl FnMut(Vec<u8>) -> bool) -> io::Result<()> {
+    // The start of a line whose end has not come.
+    let mut open = Vec::new();
     loop {
-        let mut line = Vec::new();
-        let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line);
-        let read = match read {
-            Ok(_) if line.len() as u64 == MAX_LINE_BYTES && !line.ends_with(b"\n") => {
-                input.skip_until(b'\n').map(|_| 1)
-            }
-            read => read,
+        let read = match input.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
         };
-        match read {
-            Ok(0) => return,
-            Ok(_) if lines.send(Ok(line)).is_err() => return,
-            Ok(_) => {}
-            Err(error) => return drop(lines.send(Err(error))),
+        let read_bytes = read.len();
+        if read_bytes == 0 {
+            if !open.is_empty() {
+                take(open);
+            }
+            return Ok(());
+        }
+        let first_end = memchr(b'\n', read);
+        let (of_open_line, behind) = read.split_at(first_end.unwrap_or(read_bytes));
+        let room = MAX_LINE_BYTES.saturating_sub(open.len());
+        open.extend_from_slice(&of_open_line[..of_open_line.len().min(room)]);
+        if first_end.is_some() {
+            let whole = memrchr(b'\n', behind).map_or(0, |at| at + 1);
+            let (whole, next) = behind.split_at(whole);
+            let mut block = std::mem::take(&mut open);
+            block.extend_from_slice(whole);
+            open.extend_from_slice(&next[..next.len().min(MAX_LINE_BYTES)]);
+            if !take(block) {
+                return Ok(());
+            }
+        }
+        input.consume(read_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The lines that come out of `input`, read this many bytes at a time.
+    fn read(input: &[u8], buffer_bytes: usize) -> Vec<Vec<u8>> {
+        let mut lines = Vec::new();
+        read_blocks(BufReader::with_capacity(buffer_bytes, input), |block| {
+            lines.extend(lines_of(&block).map(<[u8]>::to_vec));
+            true
+        })
+        .unwrap();
+        lines
+    }
+
+    #[test]
+    fn of_a_line_that_is_too_long_the_start_is_kept_and_the_next_is_whole() {
+        let long = "x".repeat(3 * MAX_LINE_BYTES);
+        let lines = read(format!("a\n{long}\nb\n").as_bytes(), 1000);
+        assert_eq!(lines.iter().map(Vec::len).collect::<Vec<_>>(), [2, MAX_LINE_BYTES + 1, 2]);
+        assert_eq!(lines[2], b"b\n");
+        assert_eq!(read(long.as_bytes(), 1000)[0].len(), MAX_LINE_BYTES, "at the end of the input too");
+    }
+
+    proptest! {
+        #[test]
+        fn each_line_comes_out_whole_however_it_was_read(input in "[ab\n]{0,60}", buffer_bytes in 1_usize..20) {
+            let expected: Vec<Vec<u8>> =
+                input.as_bytes().split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+            prop_assert_eq!(read(input.as_bytes(), buffer_bytes), expected);
         }
     }
 }

@@ -25,14 +25,21 @@ use crate::kafka::env::KafkaEnv;
 use crate::request::WarmRequest;
 use crate::usage::UsageError;
 pub(crate) use input::sample_urls;
-use outlet::{Deliveries, Outlet, POLL, Pace};
+use outlet::{Deliveries, Outlet};
 
-/// What kafka-env may override: safe against duplicates by retries, small on the wire.
-const DEFAULTS: [(&str, &str); 3] =
-    [("enable.idempotence", "true"), ("compression.type", "zstd"), ("linger.ms", "20")];
+/// What kafka-env may override: safe against duplicates by retries, small on the wire, bounded in memory.
+const DEFAULTS: [(&str, &str); 4] = [
+    ("enable.idempotence", "true"),
+    ("compression.type", "lz4"),
+    ("linger.ms", "20"),
+    ("queue.buffering.max.kbytes", "32768"),
+];
 
 /// How long a stop waits for records that were handed over.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
+/// How often the end looks whether all are delivered: a program of a few milliseconds is not to take much longer.
+const END_POLL: Duration = Duration::from_millis(5);
+
 /// Arguments of `cdnwarm produce`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
@@ -180,17 +187,12 @@ fn produce(
         stop,
     )?;
 
-    let headers = args.headers.iter().fold(OwnedHeaders::new(), |headers, RecordHeader { name, value }| {
-        headers.insert(Header { key: name, value: Some(value) })
+    let headers = (!args.headers.is_empty()).then(|| {
+        args.headers.iter().fold(OwnedHeaders::new(), |headers, RecordHeader { name, value }| {
+            headers.insert(Header { key: name, value: Some(value) })
+        })
     });
-    let mut outlet = Outlet {
-        producer: &producer,
-        topic,
-        headers,
-        deliveries: &deliveries,
-        pace: args.rate.map(Pace::new),
-        stop,
-    };
+    let mut outlet = Outlet::new(&producer, topic, headers, args.rate, stop)?;
     let sent = match &args.urls {
         None => input::sample(args.count, &mut outlet),
         Some(path) => input::lines(path, &mut outlet),
@@ -198,7 +200,8 @@ fn produce(
     // A record's own time limit (delivery.timeout.ms) ends the wait where the broker is away; a stop ends it sooner.
     let mut deadline = None;
     while producer.in_flight_count() > 0 && deadline.is_none_or(|deadline| Instant::now() < deadline) {
-        producer.poll(POLL);
+        producer.poll(END_POLL);
+        deliveries.show();
         if stop.is_cancelled() {
             deadline.get_or_insert_with(|| Instant::now() + STOP_LIMIT);
         }

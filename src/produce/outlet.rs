@@ -11,47 +11,107 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use tokio_util::sync::CancellationToken;
 
+use crate::kafka::batch::{BatchTopic, is_too_large};
 use crate::kafka::client::ClientEvents;
 
 /// How often a wait looks at deliveries and at whether it is to stop.
 pub(super) const POLL: Duration = Duration::from_millis(50);
 
+/// How long it waits for room in a full queue before it looks again: a small part of what the queue holds.
+const ROOM_POLL: Duration = Duration::from_millis(5);
+/// The shortest wait; what is due in between goes out together.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+
 /// Where records go out.
 pub(super) struct Outlet<'a> {
-    pub(super) producer: &'a BaseProducer<Deliveries>,
-    pub(super) topic: &'a str,
-    pub(super) headers: OwnedHeaders,
-    pub(super) deliveries: &'a Deliveries,
-    pub(super) pace: Option<Pace>,
-    pub(super) stop: &'a CancellationToken,
+    producer: &'a BaseProducer<Deliveries>,
+    topic: &'a str,
+    /// For records without headers.
+    batches: BatchTopic<'a, Deliveries>,
+    headers: Option<OwnedHeaders>,
+    pace: Option<Pace>,
+    stop: &'a CancellationToken,
 }
 
-impl Outlet<'_> {
+impl<'a> Outlet<'a> {
+    /// To this topic, each record with these headers.
+    ///
+    /// # Errors
+    /// A name that cannot be a topic's.
+    pub(super) fn new(
+        producer: &'a BaseProducer<Deliveries>,
+        topic: &'a str,
+        headers: Option<OwnedHeaders>,
+        per_second: Option<NonZeroU32>,
+        stop: &'a CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let batches = BatchTopic::new(producer, topic).with_context(|| format!("Kafka topic {topic}"))?;
+        Ok(Self { producer, topic, batches, headers, pace: per_second.map(Pace::new), stop })
+    }
+
     /// Hands one record over, waiting while the producer's queue is full.
     ///
     /// # Errors
     /// A record that librdkafka does not take, and a stop.
     pub(super) fn send(&mut self, key: Option<&str>, value: &str) -> anyhow::Result<()> {
-        if let Some(pace) = &mut self.pace {
-            while let Some(wait) = pace.wait() {
-                wait_hearing(self.producer, self.stop, wait.min(POLL))?;
+        self.due(1)?;
+        self.send_alone(key, value.as_bytes())?;
+        self.wait(Duration::ZERO)
+    }
+
+    /// Hands records without keys over, waiting while the producer's queue is full.
+    ///
+    /// # Errors
+    /// A record that librdkafka does not take, and a stop.
+    pub(super) fn send_all(&mut self, values: &[&[u8]]) -> anyhow::Result<()> {
+        let mut rest = values;
+        while !rest.is_empty() {
+            let (mut now, later) = rest.split_at(self.due(rest.len())?);
+            while !now.is_empty() {
+                let sent = if self.headers.is_some() {
+                    self.send_alone(None, now[0])?;
+                    1
+                } else {
+                    let too_large = |value: &[u8], error| self.producer.context().fail(&error, value);
+                    self.batches.send(now, too_large).context("handing records to the producer")?
+                };
+                now = &now[sent..];
+                self.wait(if sent == 0 { ROOM_POLL } else { Duration::ZERO })?;
+            }
+            rest = later;
+        }
+        self.wait(Duration::ZERO)
+    }
+
+    /// Waits until a record is due; gives how many of `wanted` are.
+    fn due(&mut self, wanted: usize) -> anyhow::Result<usize> {
+        loop {
+            match self.pace.as_mut().map_or(Ok(wanted), |pace| pace.due(wanted)) {
+                Ok(due) => return Ok(due),
+                Err(wait) => self.wait(wait.clamp(SHORTEST_WAIT, POLL))?,
             }
         }
-        let mut record = BaseRecord::<str, str>::to(self.topic).payload(value).headers(self.headers.clone());
-        if let Some(key) = key {
-            record = record.key(key);
-        }
+    }
+
+    fn send_alone(&self, key: Option<&str>, value: &[u8]) -> anyhow::Result<()> {
+        let mut record = BaseRecord::<str, [u8]>::to(self.topic).payload(value);
+        record.key = key;
+        record.headers = self.headers.clone();
         while let Err((error, unsent)) = self.producer.send(record) {
+            if is_too_large(&error) {
+                self.producer.context().fail(&error, value);
+                return Ok(());
+            }
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 return Err(error).context("handing a record to the producer");
             }
-            self.wait(POLL)?;
+            self.wait(ROOM_POLL)?;
             record = unsent;
         }
-        self.wait(Duration::ZERO)
+        Ok(())
     }
 
     /// Hears deliveries for a while.
@@ -59,24 +119,18 @@ impl Outlet<'_> {
     /// # Errors
     /// A stop.
     pub(super) fn wait(&self, time: Duration) -> anyhow::Result<()> {
-        wait_hearing(self.producer, self.stop, time)
+        self.producer.poll(time);
+        self.producer.context().show();
+        ensure!(!self.stop.is_cancelled(), "stopped before everything was produced");
+        Ok(())
     }
 
     /// Counts a line that is no URL as failed, and names it.
     pub(super) fn bad_line(&self, name: &str, number: u64, reason: &str) {
-        self.deliveries.failed.fetch_add(1, Ordering::Relaxed);
-        self.deliveries.progress.suspend(|| eprintln!("{name}:{number}: {reason}"));
+        let deliveries = self.producer.context();
+        deliveries.failed.fetch_add(1, Ordering::Relaxed);
+        deliveries.progress.suspend(|| eprintln!("{name}:{number}: {reason}"));
     }
-}
-
-fn wait_hearing(
-    producer: &BaseProducer<Deliveries>,
-    stop: &CancellationToken,
-    time: Duration,
-) -> anyhow::Result<()> {
-    producer.poll(time);
-    ensure!(!stop.is_cancelled(), "stopped before everything was produced");
-    Ok(())
 }
 
 /// When the next record is due.
@@ -91,14 +145,23 @@ impl Pace {
         Self { started: Instant::now(), sent: 0, per_second: per_second.get().into() }
     }
 
-    /// How long until the next record, or none where it is due; then it counts as sent.
-    fn wait(&mut self) -> Option<Duration> {
-        let due = self.started + Duration::from_secs_f64(self.sent as f64 / self.per_second);
-        let wait = due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero());
-        if wait.is_none() {
-            self.sent += 1;
+    /// How many of `wanted` records are due now, which then count as sent; or how long until the next one is.
+    fn due(&mut self, wanted: usize) -> Result<usize, Duration> {
+        self.due_after(self.started.elapsed(), wanted)
+    }
+
+    fn due_after(&mut self, elapsed: Duration, wanted: usize) -> Result<usize, Duration> {
+        let elapsed_s = elapsed.as_secs_f64();
+        // The first one is due at once.
+        let due = (elapsed_s * self.per_second) as u64 + 1;
+        match due.saturating_sub(self.sent) {
+            0 => Err(Duration::from_secs_f64((self.sent as f64 / self.per_second - elapsed_s).max(0.0))),
+            due => {
+                let due = usize::try_from(due).unwrap_or(usize::MAX).min(wanted);
+                self.sent += due as u64;
+                Ok(due)
+            }
         }
-        wait
     }
 }
 
@@ -129,6 +192,21 @@ impl Deliveries {
         &self.events
     }
 
+    /// Counts a record as failed, and names it.
+    fn fail(&self, error: &KafkaError, value: &[u8]) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let value = String::from_utf8_lossy(value);
+        self.progress.suspend(|| eprintln!("ERROR: Message failed delivery: {error}: {value}"));
+    }
+
+    /// Moves the bar to where it stands.
+    pub(super) fn show(&self) {
+        if !self.progress.is_hidden() {
+            let told = self.delivered.load(Ordering::Relaxed) + self.failed.load(Ordering::Relaxed);
+            self.progress.set_position(told);
+        }
+    }
+
     /// Stops listening; gives how many records were delivered, and how many were not.
     pub(super) fn close(&self) -> (u64, u64) {
         self.closed.store(true, Ordering::Relaxed);
@@ -153,7 +231,6 @@ impl ProducerContext for Deliveries {
         if self.closed.load(Ordering::Relaxed) {
             return;
         }
-        self.progress.inc(1);
         match result {
             Ok(message) => {
                 self.delivered.fetch_add(1, Ordering::Relaxed);
@@ -168,10 +245,26 @@ impl ProducerContext for Deliveries {
                     });
                 }
             }
-            Err((error, _)) => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                self.progress.suspend(|| eprintln!("ERROR: Message failed delivery: {error}"));
-            }
+            Err((error, message)) => self.fail(error, message.payload().unwrap_or_default()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_record_is_due_before_its_time_and_all_are_at_theirs() {
+        let mut pace = Pace::new(NonZeroU32::new(1_000).unwrap());
+        let at = Duration::from_micros;
+        assert_eq!(pace.due_after(at(0), 5), Ok(1), "the first at once");
+        assert_eq!(pace.due_after(at(0), 5), Err(at(1_000)));
+        assert_eq!(pace.due_after(at(999), 5), Err(at(1)));
+        assert_eq!(pace.due_after(at(1_000), 5), Ok(1));
+        assert_eq!(pace.due_after(at(10_500), 5), Ok(5), "no more than there are");
+        assert_eq!(pace.due_after(at(10_500), 100), Ok(4), "those that were late");
+        assert_eq!(pace.due_after(at(10_500), 100), Err(at(500)));
+        assert_eq!(pace.due_after(Duration::from_secs(3_600), usize::MAX), Ok(3_600_001 - 11));
     }
 }

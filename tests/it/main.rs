@@ -9,5 +9,6 @@ mod house;
 mod outages;
 mod pipeline;
 mod proxy;
+mod produce;
 mod push;
 mod support;
