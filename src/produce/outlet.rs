@@ -20,9 +20,8 @@ use crate::kafka::client::ClientEvents;
 /// How often a wait looks at deliveries and at whether it is to stop.
 pub(super) const POLL: Duration = Duration::from_millis(50);
 
-/// How long it waits for room in a full queue before it looks again: a small part of what the queue holds.
-const ROOM_POLL: Duration = Duration::from_millis(5);
-/// The shortest wait; what is due in between goes out together.
+/// The shortest wait, for room in a full queue above all: a small part of what the queue holds. What is due in between
+/// goes out together.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 /// Where records go out.
@@ -79,7 +78,7 @@ impl<'a> Outlet<'a> {
                     self.batches.send(now, too_large).context("handing records to the producer")?
                 };
                 now = &now[sent..];
-                self.wait(if sent == 0 { ROOM_POLL } else { Duration::ZERO })?;
+                self.wait(if sent == 0 { SHORTEST_WAIT } else { Duration::ZERO })?;
             }
             rest = later;
         }
@@ -108,19 +107,18 @@ impl<'a> Outlet<'a> {
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 return Err(error).context("handing a record to the producer");
             }
-            self.wait(ROOM_POLL)?;
+            self.wait(SHORTEST_WAIT)?;
             record = unsent;
         }
         Ok(())
     }
 
-    /// Hears deliveries for a while.
+    /// Waits for a while, and hears what became of records.
     ///
     /// # Errors
     /// A stop.
     pub(super) fn wait(&self, time: Duration) -> anyhow::Result<()> {
-        self.producer.poll(time);
-        self.producer.context().show();
+        wait_and_hear(self.producer, time);
         ensure!(!self.stop.is_cancelled(), "stopped before everything was produced");
         Ok(())
     }
@@ -130,6 +128,29 @@ impl<'a> Outlet<'a> {
         let deliveries = self.producer.context();
         deliveries.failed.fetch_add(1, Ordering::Relaxed);
         deliveries.progress.suspend(|| eprintln!("{name}:{number}: {reason}"));
+    }
+}
+
+/// Waits for a while, then hears all that there is to hear, and moves the bar.
+///
+/// The wait is not the producer's poll, which counts in whole milliseconds and spins through what is left of one.
+pub(super) fn wait_and_hear(producer: &BaseProducer<Deliveries>, time: Duration) {
+    if !time.is_zero() {
+        std::thread::sleep(time);
+    }
+    let deliveries = producer.context();
+    let mut before = deliveries.told();
+    loop {
+        // One event: a batch of deliveries, or an error.
+        producer.poll(Duration::ZERO);
+        let told = deliveries.told();
+        if told == before {
+            break;
+        }
+        before = told;
+    }
+    if !deliveries.progress.is_hidden() {
+        deliveries.progress.set_position(before);
     }
 }
 
@@ -199,12 +220,9 @@ impl Deliveries {
         self.progress.suspend(|| eprintln!("ERROR: Message failed delivery: {error}: {value}"));
     }
 
-    /// Moves the bar to where it stands.
-    pub(super) fn show(&self) {
-        if !self.progress.is_hidden() {
-            let told = self.delivered.load(Ordering::Relaxed) + self.failed.load(Ordering::Relaxed);
-            self.progress.set_position(told);
-        }
+    /// How many records it is known of what became of them.
+    fn told(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed) + self.failed.load(Ordering::Relaxed)
     }
 
     /// Stops listening; gives how many records were delivered, and how many were not.
