@@ -10,9 +10,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::consumer::{Consumer, ConsumerConfig};
-use crate::kafka::env::KafkaEnv;
-use crate::kafka::{KafkaArgs, Record};
+use crate::kafka::consumer::{Collect, Consumer, ConsumerConfig, STALL_LIMIT};
+use crate::kafka::{ConsumerArgs, Receipt, Record, RecordRef};
 use crate::outcome::{Outcome, Source};
 use crate::request::WarmRequest;
 use crate::telemetry::logs::log_outcome;
@@ -26,7 +25,7 @@ const STOP_LIMIT: Duration = Duration::from_millis(9_500);
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    kafka: KafkaArgs,
+    consumer: ConsumerArgs,
 
     /// Accepted for scripts that still give it, and ignored
     #[arg(value_name = "PROJECT_ID", env = "CDNWARM_PROJECT_ID")]
@@ -50,21 +49,61 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn consumer(&self) -> anyhow::Result<ConsumerConfig> {
-        let env = KafkaEnv::read(&self.kafka.kafka_env)?;
-        let mut client = env.consumer()?;
+    fn config(&self) -> anyhow::Result<ConsumerConfig> {
+        let mut config = self.consumer.config()?;
         let group = match &self.group {
             Some(group) => group.clone(),
-            None => format!("{}-direct", client.get("group.id").unwrap_or_default()),
+            None => format!("{}-direct", config.client.get("group.id").unwrap_or_default()),
         };
-        client.set("group.id", group);
-        Ok(ConsumerConfig {
-            client,
-            topic: self.kafka.topic.clone(),
-            reset: self.reset,
-            timeout: self.kafka.timeout(),
-            source: env.path().display().to_string(),
-        })
+        config.client.set("group.id", group);
+        config.reset = self.reset;
+        Ok(config)
+    }
+}
+
+/// Copies of a few records, handed over as soon as there is room.
+#[derive(Default)]
+struct Copies(Copied);
+
+/// Records with their receipts; none where what Kafka holds cannot be read.
+type Copied = Vec<(Receipt, Option<Record>)>;
+
+/// What a batch may grow to while there is no room for it.
+const MAX_COPIES: usize = 256;
+const MAX_COPIES_BYTES: usize = 4 << 20;
+
+impl Collect for Copies {
+    type Batch = Copied;
+
+    fn add(&mut self, record: &RecordRef<'_>) {
+        let receipt = Receipt::one(record.partition, record.assignment, record.offset);
+        self.0.push((receipt, Some(record.to_record())));
+    }
+
+    fn add_broken(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), error: &str) {
+        tracing::error!(
+            partition,
+            first,
+            last,
+            "offsets {first} to {last} of partition {partition} are skipped: a record batch that cannot be read: {error}"
+        );
+        self.0.push((Receipt { partition, assignment, first, last, records: 1 }, None));
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.len() >= MAX_COPIES
+            || self.0.iter().filter_map(|(_, record)| Some(record.as_ref()?.size_bytes())).sum::<usize>()
+                >= MAX_COPIES_BYTES
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn take(&mut self, deliver: &mut dyn FnMut(&Receipt) -> bool) -> Option<Self::Batch> {
+        let mut batch = std::mem::take(&mut self.0);
+        batch.retain(|(receipt, _)| deliver(receipt));
+        (!batch.is_empty()).then_some(batch)
     }
 }
 
@@ -73,11 +112,12 @@ impl Args {
 /// # Errors
 /// A configuration that cannot be meant, and whatever ends the consumer.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
-    let config = args.consumer().map_err(UsageError::new)?;
+    let config = args.config().map_err(UsageError::new)?;
     let warmer = Warmer::new(args.warm)?;
     let (topic, group) = (config.topic.clone(), config.client.get("group.id").unwrap_or_default().to_owned());
     tracing::info!(topic, group, "consume-direct started as group {group}");
-    let mut consumer = Consumer::start(config, stop.clone())?;
+    let mut consumer = Consumer::start(config, Copies::default(), stop.clone())?;
+    let watch = consumer.watch();
     let work = async {
         warm_all(&mut consumer, &warmer, &topic, args.concurrency.into()).await;
         consumer.ended().await
@@ -98,27 +138,31 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
             tracing::warn!("stopped with GETs under way: they will be made again");
             Ok(())
         }
+        () = watch.stalled(STALL_LIMIT) => {
+            anyhow::bail!("Kafka was not polled for {} s: the thread that does hangs", STALL_LIMIT.as_secs())
+        }
     }
 }
 
 /// Warms records, `concurrency` at a time, and gives each back once its verdict stands.
-async fn warm_all(consumer: &mut Consumer, warmer: &Warmer, topic: &str, concurrency: usize) {
+async fn warm_all(consumer: &mut Consumer<Copied>, warmer: &Warmer, topic: &str, concurrency: usize) {
     let done = consumer.acknowledger();
     let mut under_way = FuturesUnordered::new();
     let mut waiting = VecDeque::new();
     let mut open = true;
     loop {
         while under_way.len() < concurrency
-            && let Some(record) = waiting.pop_front()
+            && let Some((receipt, record)) = waiting.pop_front()
         {
-            under_way.push(async {
-                let Record { receipt, .. } = record;
-                log_outcome(&warm(warmer, topic, record).await);
+            under_way.push(async move {
+                if let Some(record) = record {
+                    log_outcome(&warm(warmer, topic, record).await);
+                }
                 receipt
             });
         }
         tokio::select! {
-            Some(receipt) = under_way.next() => done.done([receipt]),
+            Some(receipt) = under_way.next() => done.done(&[receipt]),
             chunk = consumer.next(), if open && waiting.is_empty() => match chunk {
                 Some(chunk) => waiting.extend(chunk),
                 None => open = false,
@@ -129,7 +173,7 @@ async fn warm_all(consumer: &mut Consumer, warmer: &Warmer, topic: &str, concurr
 }
 
 async fn warm(warmer: &Warmer, topic: &str, record: Record) -> Outcome {
-    let id = format!("{topic}/{}/{}", record.receipt.partition, record.receipt.offset);
+    let id = format!("{topic}/{}/{}", record.partition, record.offset);
     let source = Source { kafka_timestamp: record.timestamp_ms, ..Source::default() };
     // As bridge and serve do: of a repeated header the last counts, null is empty, foreign binary ones are no option.
     let mut options = BTreeMap::new();

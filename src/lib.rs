@@ -2,9 +2,9 @@
 //!
 //! # One URL's walk
 //!
-//! `produce` puts it into a Kafka topic. `bridge` reads the record (`kafka::consumer`), makes it a Pub/Sub message
-//! (`bridge::message`), publishes it in a batch (`bridge::forward`, `pubsub::publisher`) and gives the offset free
-//! (`kafka::offsets`). Pub/Sub pushes the message to each region's `serve`, where `http::server` takes the request,
+//! `produce` puts it into a Kafka topic. `bridge` reads the record (`kafka::consumer`), puts it into a publish request
+//! (`bridge::batch`, `bridge::message`), has that accepted (`bridge::forward`, `pubsub::publisher`) and gives the offset
+//! free (`kafka::offsets`). Pub/Sub pushes the message to each region's `serve`, where `http::server` takes the request,
 //! `serve::envelope` reads the push, [`request::WarmRequest`] reads the URL and its options, `warm` GETs it through
 //! the edge next door and judges the answer (`warm::cdn`), and `serve::handler` logs the [`outcome::Outcome`] and
 //! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`. `demo` runs all of it on one machine.
@@ -21,9 +21,9 @@
 //! - Only `warm` opens connections to origins, behind one guard that judges the literal address or every resolved
 //!   one, and dials an address that was judged. Redirects are not followed.
 //! - Only `serve::handler` maps verdicts to HTTP statuses.
-//! - An offset is stored only after everything at and below it on its partition is accepted downstream.
+//! - An offset is committed only after everything at and below it on its partition is accepted downstream.
 //! - Every queue has a bound, and the bound is ours.
-//! - `bridge` never looks inside a value.
+//! - `bridge` never looks inside a value, but for what decides whether it may be packed.
 
 mod bridge;
 pub mod cli;

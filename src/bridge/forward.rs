@@ -1,38 +1,62 @@
-//! Chunks of records to publish calls: bounded in flight, tried until Pub/Sub has answered, each record's end reported.
+//! Batches to publish calls: bounded in flight, tried until Pub/Sub has answered, each record's end reported.
 //!
-//! A record ends in one of two ways: Pub/Sub accepted it, or it can never be accepted and is logged as undeliverable.
-//! Everything else (Pub/Sub away, topic missing, rights missing) holds its offset and is tried again.
+//! A record ends in one of two ways: Pub/Sub accepted it, or it can never be accepted and is a dead letter. Everything
+//! else (Pub/Sub away, topic missing, rights missing) holds its offset and is tried again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::StreamExt;
+use futures_util::future::join;
 use futures_util::stream::FuturesUnordered;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::PubsubMessage;
+use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
-use super::message::{MAX_MESSAGE_BYTES, message};
+use super::batch::{Batch, LINE_END};
+use super::dead_letter::{DeadLetters, Reason, Undeliverable, record_of};
+use super::limit::CallLimit;
+use super::message::URI_LIST;
+use super::metrics::{BridgeMetrics, InFlight, Published};
+use super::retry::{Fate, advice, call_limit, delays, fate};
 use crate::kafka::consumer::{Consumer, Done};
-use crate::kafka::{Receipt, Record};
-use crate::pubsub::Publish;
+use crate::pubsub::{Publish, Request, RequestBuilder, TopicName, put_attribute};
+use crate::telemetry::health::Condition;
 
-/// Publish calls under way at once; with chunks of at most 1,000 records and 3 MiB this bounds what is in flight.
-const MAX_CALLS: usize = 16;
+/// Records received and not committable yet: what comes again after a crash, and what a batch that Pub/Sub does not
+/// accept may hold back.
+const MAX_RECORDS: u64 = 200_000;
+/// Bytes in flight.
+const MAX_BYTES: u64 = 32 << 20;
 /// How long calls under way are waited for once there are no more records.
 const DRAIN_LIMIT: Duration = Duration::from_secs(7);
 /// One line about a failure that goes on, in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// Failing for this long without a success is not being ready; a hiccup is none.
+const TROUBLE_AFTER: Duration = Duration::from_secs(5);
+/// Calls at once for the parts of a batch that was refused.
+const PARTS_AT_ONCE: usize = 16;
 
-/// Moves records of one topic to a publisher.
+/// Moves batches to a publisher.
 pub(super) struct Forwarder<P> {
-    topic: String,
+    topic: TopicName,
     publisher: P,
+    dead_letters: DeadLetters,
     done: Done,
+    metrics: BridgeMetrics,
+    alarm: Alarm,
+    limit: Mutex<CallLimit>,
+    parts: Semaphore,
+    /// Batches under way, each a call or what is left of one, and their bytes.
+    calls: AtomicUsize,
+    bytes: AtomicU64,
     published: AtomicU64,
     undeliverable: AtomicU64,
     dropped_headers: AtomicU64,
-    alarm: Alarm,
 }
 
 /// What became of the records so far.
@@ -42,35 +66,53 @@ pub(super) struct Counts {
     pub(super) dropped_headers: u64,
 }
 
-type Batch = Vec<(Receipt, PubsubMessage)>;
-
 impl<P: Publish> Forwarder<P> {
-    pub(super) fn new(topic: String, publisher: P, done: Done) -> Self {
+    pub(super) fn new(
+        topic: TopicName,
+        publisher: P,
+        dead_letters: DeadLetters,
+        done: Done,
+        metrics: BridgeMetrics,
+        health: Condition,
+    ) -> Self {
         Self {
             topic,
             publisher,
+            dead_letters,
             done,
+            alarm: Alarm { raised: Mutex::default(), metrics: metrics.clone(), health },
+            metrics,
+            limit: Mutex::new(CallLimit::new()),
+            parts: Semaphore::new(PARTS_AT_ONCE),
+            calls: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
             published: AtomicU64::new(0),
             undeliverable: AtomicU64::new(0),
             dropped_headers: AtomicU64::new(0),
-            alarm: Alarm::default(),
         }
     }
 
     /// Forwards until the consumer has no more; then waits for the calls under way, a few seconds at most: what Pub/Sub
     /// has not accepted by then is delivered again.
-    pub(super) async fn run(&self, consumer: &mut Consumer) {
+    pub(super) async fn run(&self, consumer: &mut Consumer<Batch>) {
         let mut calls = FuturesUnordered::new();
         loop {
+            let room = self.has_room();
             tokio::select! {
-                chunk = consumer.next(), if calls.len() < MAX_CALLS => match chunk {
-                    Some(chunk) => calls.extend(self.batches(chunk).into_iter().map(|batch| self.publish(batch))),
+                // Answers first: they make room.
+                biased;
+                Some(()) = calls.next(), if !calls.is_empty() => {}
+                batch = consumer.next(), if room => match batch {
+                    Some(batch) => calls.push(self.forward(batch)),
                     None => break,
                 },
-                Some(()) = calls.next() => {}
             }
         }
-        let drained = async { while calls.next().await.is_some() {} };
+        let drained = async {
+            while calls.next().await.is_some() {
+                self.has_room();
+            }
+        };
         if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
             tracing::warn!("Pub/Sub does not answer; what it has not accepted will be delivered again");
         }
@@ -84,147 +126,263 @@ impl<P: Publish> Forwarder<P> {
         }
     }
 
-    /// Messages of one chunk, cut where a publish request would exceed Pub/Sub's 10 MB.
-    fn batches(&self, chunk: Vec<Record>) -> Vec<Batch> {
-        let mut batches = Vec::new();
-        let (mut batch, mut batch_bytes) = (Vec::with_capacity(chunk.len()), 0);
-        for record in chunk {
-            let receipt = record.receipt;
-            match message(&self.topic, record) {
-                Ok((message, dropped)) => {
-                    self.dropped_headers.fetch_add(dropped as u64, Ordering::Relaxed);
-                    // Field tag and length stand before each message in the request.
-                    let size_bytes = prost::Message::encoded_len(&message) + 8;
-                    if batch_bytes + size_bytes > MAX_MESSAGE_BYTES && !batch.is_empty() {
-                        batches.push(std::mem::take(&mut batch));
-                        batch_bytes = 0;
+    /// Tells what is in flight, and whether another batch may be.
+    fn has_room(&self) -> bool {
+        let calls_limit = self.limit().calls();
+        let records = self.done.uncommittable();
+        let (calls, bytes) = (self.calls.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
+        self.metrics.in_flight(InFlight {
+            records,
+            bytes,
+            calls: calls as u64,
+            calls_limit: calls_limit as u64,
+        });
+        calls < calls_limit && bytes < MAX_BYTES && records < MAX_RECORDS
+    }
+
+    /// Brings a batch to its end.
+    async fn forward(&self, batch: Batch) {
+        let bytes = batch.size_bytes() as u64;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        self.dropped_headers.fetch_add(batch.dropped_headers, Ordering::Relaxed);
+        self.metrics.headers_dropped(batch.dropped_headers);
+        for letter in &batch.undeliverable {
+            self.give_up(letter).await;
+        }
+        let records = batch.receipts.records() - batch.undeliverable.len() as u64;
+        let given_up = self.publish(&batch.request, records, calls).await;
+        self.published.fetch_add(records - given_up, Ordering::Relaxed);
+        self.done.done(batch.receipts.as_slice());
+        self.calls.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Publishes a whole request; one that is refused is taken apart until the message at fault stands alone. Returns how
+    /// many of its records were given up.
+    async fn publish(&self, request: &Request, records: u64, calls: usize) -> u64 {
+        if request.len() == 0 {
+            return 0;
+        }
+        let call = Call { bytes: request.part(0..request.len()), messages: request.len(), records };
+        match self.until_answered(&call, Some(calls)).await {
+            Ok(()) => 0,
+            Err(refused) => self.take_apart(request, 0..request.len(), &refused).await,
+        }
+    }
+
+    /// Deals with messages that were refused together.
+    fn take_apart<'a>(
+        &'a self,
+        request: &'a Request,
+        messages: Range<usize>,
+        refused: &'a Status,
+    ) -> Pin<Box<dyn Future<Output = u64> + Send + 'a>> {
+        Box::pin(async move {
+            if messages.len() == 1 {
+                let Some(message) = request.message(messages.start) else { return 0 };
+                return match unpack(&self.topic, &message) {
+                    Some(lines) => self.publish_parts(&lines).await,
+                    None => {
+                        let reason = Reason::Refused(refused.message().to_owned());
+                        self.give_up(&Undeliverable { record: record_of(message), reason }).await;
+                        1
                     }
-                    batch_bytes += size_bytes;
-                    batch.push((receipt, message));
-                }
-                Err(reason) => self.give_up(receipt, &reason),
+                };
             }
-        }
-        if !batch.is_empty() {
-            batches.push(batch);
-        }
-        batches
+            let middle = messages.start + messages.len() / 2;
+            let halves = join(
+                self.publish_part(request, messages.start..middle),
+                self.publish_part(request, middle..messages.end),
+            );
+            let (first, second) = halves.await;
+            first + second
+        })
     }
 
-    /// Publishes a batch; one that is refused as a whole is halved until the message at fault stands alone.
-    async fn publish(&self, batch: Batch) {
-        let mut batches = vec![batch];
-        while let Some(mut batch) = batches.pop() {
-            match self.publish_until_answered(&batch).await {
-                Ok(()) => {
-                    self.published.fetch_add(batch.len() as u64, Ordering::Relaxed);
-                    self.done.done(batch.iter().map(|(receipt, _)| *receipt));
-                }
-                Err(refused) if batch.len() == 1 => {
-                    self.give_up(batch[0].0, &format!("Pub/Sub refuses it: {}", refused.message()));
-                }
-                Err(_) => {
-                    let second_half = batch.split_off(batch.len() / 2);
-                    batches.extend([second_half, batch]);
-                }
-            }
+    /// The lines of a pack that was refused, each as a message of its own.
+    async fn publish_parts(&self, lines: &Request) -> u64 {
+        self.publish_part(lines, 0..lines.len()).await
+    }
+
+    async fn publish_part(&self, request: &Request, messages: Range<usize>) -> u64 {
+        let answer = {
+            // Never closed; without a permit there are only more calls at once.
+            let _permit = self.parts.acquire().await;
+            let count = messages.len();
+            let call = Call { bytes: request.part(messages.clone()), messages: count, records: count as u64 };
+            self.until_answered(&call, None).await
+        };
+        match answer {
+            Ok(()) => 0,
+            Err(refused) => self.take_apart(request, messages, &refused).await,
         }
     }
 
-    /// Tries again, at least once a second, until the batch is accepted or refused for what is in it.
-    async fn publish_until_answered(&self, batch: &Batch) -> Result<(), Status> {
-        let mut delays = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            // The jitter adds up to as much again.
-            .with_max_delay(Duration::from_millis(500))
-            .without_max_times()
-            .with_jitter()
-            .build();
+    /// Tries again, at least once a second, until the call is accepted or refused for what is in it.
+    async fn until_answered(&self, call: &Call, calls: Option<usize>) -> Result<(), Status> {
+        let mut delays = delays();
+        let mut unanswered = 0;
         loop {
-            let messages = batch.iter().map(|(_, message)| message.clone()).collect();
-            match self.publisher.publish(messages).await {
+            let limit = call_limit(call.bytes.len(), unanswered);
+            let started = Instant::now();
+            let status = match self.publisher.publish(call.bytes.clone(), call.messages, limit).await {
                 Ok(()) => {
+                    let latency = started.elapsed();
+                    if let Some(calls) = calls {
+                        self.limit().accepted(latency, calls, Instant::now());
+                    }
+                    self.metrics.published(Published {
+                        records: call.records,
+                        messages: call.messages as u64,
+                        bytes: call.bytes.len() as u64,
+                        latency,
+                    });
                     self.alarm.over();
                     return Ok(());
                 }
-                // OUT_OF_RANGE and INVALID_ARGUMENT speak of the request; all other codes of the moment or the set-up.
-                Err(status) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) => {
-                    return Err(status);
-                }
-                Err(status) => self.alarm.raise(&status),
+                Err(status) => status,
+            };
+            self.metrics.publish_failed(status.code());
+            let fate = fate(status.code());
+            if fate == Fate::Refused {
+                return Err(status);
             }
+            if fate == Fate::Overloaded {
+                self.limit().overloaded(Instant::now());
+            }
+            if status.code() == Code::DeadlineExceeded {
+                unanswered += 1;
+            }
+            self.alarm.raise(&status, fate);
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
         }
     }
 
-    /// The end of a record that no message can carry: an error line that says where to read it again.
-    fn give_up(&self, receipt: Receipt, reason: &str) {
-        let (topic, Receipt { partition, offset, .. }) = (&self.topic, receipt);
+    async fn give_up(&self, letter: &Undeliverable) {
         self.undeliverable.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(
-            topic,
-            partition,
-            offset,
-            reason,
-            "undeliverable record {topic}/{partition}/{offset}: {reason}. It is skipped; read it again with \
-             kcat -C -t {topic} -p {partition} -o {offset} -c 1"
-        );
-        self.done.done([receipt]);
+        self.dead_letters.send(letter).await;
+    }
+
+    fn limit(&self) -> std::sync::MutexGuard<'_, CallLimit> {
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// One publish call.
+struct Call {
+    bytes: bytes::Bytes,
+    messages: usize,
+    records: u64,
+}
+
+/// The lines of a pack of ours as messages of their own; none where it is no pack.
+fn unpack(topic: &TopicName, message: &PubsubMessage) -> Option<Request> {
+    let attributes = &message.attributes;
+    let ranges = attributes.get("kafka-offset")?;
+    if attributes.get("content-type")? != URI_LIST || !ranges.contains(['-', ',']) {
+        return None;
+    }
+    let offsets = ranges.split(',').flat_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse().unwrap_or(0_i64)..=last.parse().unwrap_or(-1)
+    });
+    let mut shared = Vec::new();
+    for (name, value) in
+        attributes.iter().filter(|(name, _)| !matches!(name.as_str(), "kafka-offset" | "content-type"))
+    {
+        put_attribute(&mut shared, name, value);
+    }
+    let mut request = RequestBuilder::new(topic, 0);
+    let mut data = &message.data[..];
+    for offset in offsets {
+        let end = data.windows(LINE_END.len()).position(|bytes| bytes == LINE_END).unwrap_or(data.len());
+        let mut own = Vec::new();
+        put_attribute(&mut own, "kafka-offset", &offset.to_string());
+        request.add(&data[..end], &[&shared, &own]);
+        data = data.get(end + LINE_END.len()..).unwrap_or_default();
+    }
+    Some(request.build())
+}
+
 /// Says that publishing fails and why, without repeating itself, and that it works again.
-#[derive(Default)]
-struct Alarm(std::sync::Mutex<Option<(Code, Instant)>>);
+struct Alarm {
+    raised: Mutex<Option<Raised>>,
+    metrics: BridgeMetrics,
+    health: Condition,
+}
+
+#[derive(Clone, Copy)]
+struct Raised {
+    code: Code,
+    since: Instant,
+    logged_at: Instant,
+}
 
 impl Alarm {
-    fn raise(&self, status: &Status) {
-        let mut raised = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn raise(&self, status: &Status, fate: Fate) {
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let (code, text) = (status.code(), status.message());
-        if raised.is_some_and(|(last, at)| last == code && now - at < LOG_INTERVAL) {
+        let since = raised.map_or(now, |raised| raised.since);
+        if fate == Fate::Held || now - since >= TROUBLE_AFTER {
+            self.health.not_ok(format!("publishing fails: {code:?}: {text}"));
+        }
+        self.metrics.publishing_refused(fate == Fate::Held);
+        if raised.is_some_and(|last| last.code == code && now - last.logged_at < LOG_INTERVAL) {
             return;
         }
-        *raised = Some((code, now));
-        let advice = match code {
-            Code::NotFound => "the topic is gone: create it again",
-            Code::PermissionDenied => "grant roles/pubsub.publisher on the topic to this account",
-            Code::Unauthenticated => "check this account's credentials",
-            _ => {
-                tracing::warn!(code = ?code, "publishing fails, trying again: {text}");
-                return;
-            }
-        };
-        tracing::error!(code = ?code, "publishing is refused: {text}; {advice}. Records are held and tried again");
+        *raised = Some(Raised { code, since, logged_at: now });
+        if fate == Fate::Held {
+            let advice = advice(code);
+            tracing::error!(code = ?code, "publishing is refused: {text}; {advice}. Records are held and tried again");
+        } else {
+            tracing::warn!(code = ?code, "publishing fails, trying again: {text}");
+        }
     }
 
     fn over(&self) {
-        if self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().is_some() {
+        if self.raised.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
             tracing::info!("publishing works again");
+            self.metrics.publishing_refused(false);
+            self.health.ok();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::PublishRequest;
+    use prost::Message as _;
 
     use super::*;
-    use crate::kafka::Offsets;
+    use crate::bridge::batch::tests::{batch_of, record};
+    use crate::bridge::dead_letter::Target;
+    use crate::kafka::{Offsets, Receipt, Record};
+    use crate::telemetry::health::Health;
+    use crate::telemetry::metrics::registry;
 
     /// Answers each call as `answer` says, from its number (from 0) and its messages.
     struct Fake<F> {
         answer: F,
         calls: AtomicU64,
-        accepted: Mutex<Vec<String>>,
+        accepted: Mutex<Vec<(String, String)>>,
     }
 
     impl<F: Fn(u64, &[PubsubMessage]) -> Code + Send + Sync> Publish for Fake<F> {
-        async fn publish(&self, messages: Vec<PubsubMessage>) -> Result<(), Status> {
-            match (self.answer)(self.calls.fetch_add(1, Ordering::Relaxed), &messages) {
+        async fn publish(&self, request: bytes::Bytes, messages: usize, _: Duration) -> Result<(), Status> {
+            let request = PublishRequest::decode(request).unwrap();
+            assert_eq!(request.topic, "projects/p/topics/urls");
+            assert_eq!(request.messages.len(), messages);
+            match (self.answer)(self.calls.fetch_add(1, Ordering::Relaxed), &request.messages) {
                 Code::Ok => {
-                    let texts = messages.iter().map(|m| String::from_utf8_lossy(&m.data).into_owned());
-                    self.accepted.lock().unwrap().extend(texts);
+                    let accepted = request.messages.iter().map(|message| {
+                        let data = String::from_utf8_lossy(&message.data).into_owned();
+                        (message.attributes["kafka-offset"].clone(), data)
+                    });
+                    self.accepted.lock().unwrap().extend(accepted);
                     Ok(())
                 }
                 code => Err(Status::new(code, "as told")),
@@ -232,65 +390,101 @@ mod tests {
         }
     }
 
-    /// Publishes one batch of messages with these texts, from offset 0 on; gives what was accepted, in order of
-    /// offsets, how many were given up, and the offset that may be committed.
-    async fn published<F>(texts: &[&str], answer: F) -> (Vec<String>, u64, Vec<(i32, i64)>)
-    where
-        F: Fn(u64, &[PubsubMessage]) -> Code + Send + Sync,
-    {
-        let offsets = Arc::new(Offsets::default());
-        offsets.assign(0);
-        let batch = texts.iter().zip(0..).map(|(text, offset)| {
-            let receipt = offsets.read(0, offset).unwrap().receipt;
-            assert!(offsets.deliver(receipt));
-            (receipt, PubsubMessage { data: (*text).to_owned().into(), ..PubsubMessage::default() })
-        });
-        let fake = Fake { answer, calls: AtomicU64::new(0), accepted: Mutex::default() };
-        let forwarder = Forwarder::new("urls".to_owned(), fake, Done::to(offsets.clone()));
-        forwarder.publish(batch.collect()).await;
-        let mut accepted = forwarder.publisher.accepted.lock().unwrap().clone();
-        accepted.sort();
-        (accepted, forwarder.counts().undeliverable, offsets.take_committable())
+    struct Stand<F> {
+        offsets: Arc<Offsets>,
+        forwarder: Forwarder<Fake<F>>,
+        health: Health,
+    }
+
+    impl<F: Fn(u64, &[PubsubMessage]) -> Code + Send + Sync> Stand<F> {
+        fn new(answer: F) -> Self {
+            let offsets = Arc::new(Offsets::default());
+            assert_eq!(offsets.assign(0, 0, true), 1);
+            let health = Health::default();
+            let metrics = BridgeMetrics::register(&mut registry(&health), "urls");
+            let letters = DeadLetters::new("urls".to_owned(), Target::Log, metrics.clone());
+            let fake = Fake { answer, calls: AtomicU64::new(0), accepted: Mutex::default() };
+            let (topic, done) = ("projects/p/topics/urls".parse().unwrap(), Done::to(offsets.clone()));
+            let condition = health.condition("pubsub");
+            condition.ok();
+            let forwarder = Forwarder::new(topic, fake, letters, done, metrics, condition);
+            Self { offsets, forwarder, health }
+        }
+
+        /// Records of these values from offset 0 on, `pack_records` in a message.
+        fn batch(&self, pack_records: usize, values: &[&str]) -> Batch {
+            let value = |text: &&str| (!text.is_empty()).then(|| text.as_bytes().to_vec());
+            let records: Vec<Record> = (0..)
+                .zip(values)
+                .map(|(offset, text)| record(0, offset, value(text).as_deref(), &[]))
+                .collect();
+            let batch = batch_of(pack_records, &records);
+            assert!(batch.receipts.as_slice().iter().all(|receipt| self.offsets.deliver(receipt)));
+            batch
+        }
+
+        fn accepted(&self) -> Vec<(String, String)> {
+            let mut accepted = self.forwarder.publisher.accepted.lock().unwrap().clone();
+            accepted.sort();
+            accepted
+        }
+    }
+
+    fn values(accepted: &[(String, String)]) -> Vec<&str> {
+        accepted.iter().map(|(_, value)| value.as_str()).collect()
+    }
+
+    fn refuses_bad(_: u64, messages: &[PubsubMessage]) -> Code {
+        let bad = |message: &PubsubMessage| message.data.windows(3).any(|bytes| bytes == b"bad");
+        if messages.iter().any(bad) { Code::InvalidArgument } else { Code::Ok }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_halved_until_the_message_at_fault_stands_alone() {
-        let texts = ["a", "bad", "c", "d", "e", "f", "g", "worse"];
-        let refuses = |_, messages: &[PubsubMessage]| {
-            let at_fault = messages.iter().any(|m| matches!(&m.data[..], b"bad" | b"worse"));
-            if at_fault { Code::InvalidArgument } else { Code::Ok }
-        };
-        let (accepted, given_up, committable) = published(&texts, refuses).await;
-        assert_eq!(accepted, ["a", "c", "d", "e", "f", "g"]);
-        assert_eq!((given_up, committable), (2, vec![(0, 8)]));
+        let stand = Stand::new(refuses_bad);
+        let batch = stand.batch(1, &["a", "bad", "c", "d", "e", "f", "g", "badder", ""]);
+        stand.forwarder.forward(batch).await;
+        assert_eq!(values(&stand.accepted()), ["a", "c", "d", "e", "f", "g"]);
+        let counts = stand.forwarder.counts();
+        assert_eq!((counts.published, counts.undeliverable), (6, 3));
+        assert_eq!(stand.offsets.take_committable(), [(0, 9)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pack_that_is_refused_is_taken_apart() {
+        let stand = Stand::new(refuses_bad);
+        let batch = stand.batch(3, &["a", "bad", "c", "d", "e"]);
+        stand.forwarder.forward(batch).await;
+        let expected = [("0", "a"), ("2", "c"), ("3-4", "d\r\ne")].map(|(o, v)| (o.to_owned(), v.to_owned()));
+        assert_eq!(stand.accepted(), expected);
+        let counts = stand.forwarder.counts();
+        assert_eq!((counts.published, counts.undeliverable), (4, 1));
+        assert_eq!(stand.offsets.take_committable(), [(0, 5)]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn whatever_else_is_answered_the_records_are_held_and_tried_again() {
-        for code in
-            (1..=16).map(Code::from_i32).filter(|c| !matches!(c, Code::InvalidArgument | Code::OutOfRange))
-        {
-            let away_for_a_while = |call, _: &[PubsubMessage]| if call < 50 { code } else { Code::Ok };
-            let (accepted, given_up, committable) = published(&["a", "b"], away_for_a_while).await;
-            assert_eq!((accepted.len(), given_up, committable), (2, 0, vec![(0, 2)]), "{code:?}");
+        for code in (1..=16).map(Code::from_i32).filter(|code| fate(*code) != Fate::Refused) {
+            let stand = Stand::new(move |call, _: &[PubsubMessage]| if call < 50 { code } else { Code::Ok });
+            let batch = stand.batch(1, &["a", "b"]);
+            stand.forwarder.forward(batch).await;
+            assert_eq!(values(&stand.accepted()), ["a", "b"], "{code:?}");
+            assert_eq!(stand.offsets.take_committable(), [(0, 2)], "{code:?}");
+            assert!(stand.health.problems().is_empty(), "{code:?}: ready again");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn nothing_may_be_committed_while_pubsub_does_not_accept() {
-        let offsets = Arc::new(Offsets::default());
-        offsets.assign(0);
-        let receipt = offsets.read(0, 7).unwrap().receipt;
-        assert!(offsets.deliver(receipt));
-        let fake = Fake {
-            answer: |_, _: &[_]| Code::PermissionDenied,
-            calls: AtomicU64::new(0),
-            accepted: Mutex::default(),
-        };
-        let forwarder = Forwarder::new("urls".to_owned(), fake, Done::to(offsets.clone()));
-        let publishing = forwarder.publish(vec![(receipt, PubsubMessage::default())]);
-        assert!(tokio::time::timeout(Duration::from_secs(3600), publishing).await.is_err());
-        assert!(forwarder.publisher.calls.load(Ordering::Relaxed) >= 3600, "at least once a second");
-        assert_eq!(offsets.take_committable(), []);
+        let stand = Stand::new(|_, _: &[PubsubMessage]| Code::PermissionDenied);
+        let batch = stand.batch(1, &["a"]);
+        let forward = stand.forwarder.forward(batch);
+        assert!(tokio::time::timeout(Duration::from_secs(3600), forward).await.is_err());
+        let calls = stand.forwarder.publisher.calls.load(Ordering::Relaxed);
+        assert!(calls >= 3600, "at least once a second: {calls}");
+        assert_eq!(stand.offsets.take_committable(), []);
+        let problems = stand.health.problems();
+        assert!(problems.iter().any(|problem| problem.contains("PermissionDenied")), "{problems:?}");
+        assert!(!stand.offsets.deliver(&Receipt::one(7, 1, 0)), "another partition");
     }
 }

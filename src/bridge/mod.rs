@@ -1,41 +1,82 @@
 //! `cdnwarm bridge`: every record of a Kafka topic becomes a Pub/Sub message, at least once, whatever dies and whenever.
 //!
-//! A record's way: `kafka::consumer` -> [`message`] -> [`forward`] -> `pubsub::Publish` -> its receipt back to the
-//! consumer, which commits it. Order is not kept.
+//! A record's way: `kafka::consumer`, on whose thread [`batch`] and [`message`] put it into a publish request ->
+//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], [`limit`]) or brings it to [`dead_letter`] -> its
+//! receipt back to the consumer, which commits it. Order is not kept.
 
+mod batch;
+mod dead_letter;
 mod forward;
+mod limit;
 mod message;
-#[allow(dead_code, reason = "not wired yet")]
 mod metrics;
+mod retry;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::KafkaArgs;
-use crate::kafka::consumer::{Consumer, ConsumerConfig};
+use crate::http::{MetricsArgs, MetricsServer};
+use crate::kafka::ConsumerArgs;
+use crate::kafka::consumer::{Consumer, ConsumerConfig, STALL_LIMIT, Snapshot, Watch};
 use crate::kafka::env::KafkaEnv;
 use crate::pubsub::{Connection, GrpcPublisher, PubsubArgs, TopicName};
+use crate::telemetry::health::{Condition, Health};
+use crate::telemetry::metrics::registry;
+use crate::telemetry::status::StatusLine;
 use crate::usage::UsageError;
+use batch::Batcher;
+use dead_letter::{DeadLetterTopic, DeadLetters, Target};
 use forward::Forwarder;
+use metrics::{BridgeMetrics, Rebalance};
 
 /// How long a stop may take in all; what is not accepted downstream by then is delivered again by the next start.
 const STOP_LIMIT: Duration = Duration::from_millis(9_500);
+/// How often metrics and health follow the consumer.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Arguments of `cdnwarm bridge`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    kafka: KafkaArgs,
+    consumer: ConsumerArgs,
 
     /// Pub/Sub topic, written projects/PROJECT/topics/TOPIC
     #[arg(value_name = "PUBSUB_TOPIC", env = "CDNWARM_PUBSUB_TOPIC")]
     pubsub_topic: TopicName,
 
+    /// Where records go that no message can carry: projects/PROJECT/topics/TOPIC, or a topic of the same Kafka cluster
+    ///
+    /// Without one they are logged whole, credentials among their headers left out.
+    #[arg(long, value_name = "TOPIC", env = "CDNWARM_DEAD_LETTER")]
+    dead_letter: Option<DeadLetterTopic>,
+
+    /// Put up to N consecutive URLs of a partition that have the same options into one message; 1 is off
+    ///
+    /// One push then warms N URLs, for the price of one request.
+    #[arg(long, value_name = "N", default_value_t = 1, env = "CDNWARM_PACK",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pack: u16,
+
+    /// Milliseconds that a record waits for others to share its publish call
+    #[arg(long, value_name = "MS", default_value_t = 10, env = "CDNWARM_LINGER_MS",
+          value_parser = clap::value_parser!(u16).range(..=10_000))]
+    linger_ms: u16,
+
+    #[command(flatten)]
+    metrics: MetricsArgs,
+
     #[command(flatten)]
     pubsub: PubsubArgs,
+
+    /// No status line: the demo has its own.
+    #[arg(skip)]
+    quiet: bool,
 }
 
 impl Args {
@@ -50,47 +91,96 @@ impl Args {
         pubsub: SocketAddr,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            kafka: KafkaArgs::new(kafka_env, kafka_topic),
+            consumer: ConsumerArgs::new(kafka_env, kafka_topic),
             pubsub_topic: pubsub_topic.parse().map_err(anyhow::Error::msg)?,
+            dead_letter: None,
+            pack: 1,
+            linger_ms: 10,
+            metrics: MetricsArgs::default(),
             pubsub: PubsubArgs { pubsub_emulator_host: Some(pubsub.to_string()), ..PubsubArgs::default() },
+            quiet: true,
         })
     }
 
-    /// What to consume; everything in the kafka-env file is checked here, before the first socket opens.
-    fn consumer(&self) -> anyhow::Result<ConsumerConfig> {
-        let env = KafkaEnv::read(&self.kafka.kafka_env)?;
-        Ok(ConsumerConfig {
-            client: env.consumer()?,
-            topic: self.kafka.topic.clone(),
-            reset: false,
-            timeout: self.kafka.timeout(),
-            source: env.path().display().to_string(),
-        })
+    /// What to consume and where dead letters go; everything in the kafka-env file is checked here, before the first
+    /// socket opens.
+    fn checked(&self) -> anyhow::Result<(ConsumerConfig, Option<Target>)> {
+        let linger = Duration::from_millis(self.linger_ms.into());
+        let config = ConsumerConfig { linger, ..self.consumer.config()? };
+        let letters = match &self.dead_letter {
+            Some(DeadLetterTopic::Kafka(topic)) if *topic == config.topic => {
+                bail!(
+                    "--dead-letter {topic} is the topic that is read: its dead letters would come round for ever"
+                )
+            }
+            Some(DeadLetterTopic::Pubsub(topic)) if *topic == self.pubsub_topic => {
+                bail!(
+                    "--dead-letter {topic} is the topic that is published to: subscribers would get dead letters"
+                )
+            }
+            Some(DeadLetterTopic::Kafka(topic)) => {
+                let env = KafkaEnv::read(&self.consumer.kafka.kafka_env)?;
+                Some(Target::kafka(env.producer()?, topic.clone())?)
+            }
+            Some(DeadLetterTopic::Pubsub(_)) => None,
+            None => Some(Target::Log),
+        };
+        Ok((config, letters))
     }
 }
 
 /// Moves records until `stop`, then finishes what is in flight, commits and leaves the group within 10 s.
 ///
 /// # Errors
-/// A configuration that cannot be meant, and whatever ends the consumer: broker, topic or rights missing. What
-/// Pub/Sub refuses for now is waited for and is no error.
+/// A configuration that cannot be meant, whatever ends the consumer (broker, topic or rights missing, offsets lost), and a
+/// consumer that stopped polling. What Pub/Sub refuses for now is waited for and is no error.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
-    let config = args.consumer().map_err(UsageError::new)?;
+    let (config, letters) = args.checked().map_err(UsageError::new)?;
+    let health = Health::default();
+    let mut registry = registry(&health);
+    let metrics = BridgeMetrics::register(&mut registry, &config.topic);
+    // Named from the start, so that the endpoint says what is missing.
+    let conditions = Conditions::of(&health);
+    let shown = CancellationToken::new();
+    let _shown_until_the_end = shown.clone().drop_guard();
+    if let Some(addr) = args.metrics.metrics_addr {
+        let server = MetricsServer::bind(addr).await?;
+        tracing::info!("metrics at http://{}/metrics", server.addr());
+        tokio::spawn(server.run(registry, health.clone(), shown));
+    }
+    let _status = (!args.quiet).then(|| {
+        let (metrics, health) = (metrics.clone(), health.clone());
+        StatusLine::start(move || metrics.status(&health))
+    });
     let opened = async {
         let connection = Connection::open(&args.pubsub).await?;
-        let publisher = GrpcPublisher::new(connection, args.pubsub_topic.clone());
+        let publisher = GrpcPublisher::new(connection.clone(), args.pubsub_topic.clone());
         publisher.check_topic().await?;
-        anyhow::Ok(publisher)
+        let target = match (letters, &args.dead_letter) {
+            (None, Some(DeadLetterTopic::Pubsub(topic))) => {
+                let publisher = GrpcPublisher::new(connection, topic.clone());
+                publisher.check_topic().await.context("--dead-letter")?;
+                Target::Pubsub(publisher)
+            }
+            (letters, _) => letters.unwrap_or(Target::Log),
+        };
+        anyhow::Ok((publisher, target))
     };
-    let publisher = tokio::select! {
-        publisher = opened => publisher?,
+    let (publisher, target) = tokio::select! {
+        opened = opened => opened?,
         () = stop.cancelled() => return Ok(()),
     };
+    conditions.pubsub.ok();
     tracing::info!(kafka_topic = config.topic, pubsub_topic = %args.pubsub_topic, "bridge started");
 
     let topic = config.topic.clone();
-    let mut consumer = Consumer::start(config, stop.clone())?;
-    let forwarder = Forwarder::new(topic, publisher, consumer.acknowledger());
+    let batcher = Batcher::new(&topic, args.pubsub_topic.clone(), args.pack.into());
+    let mut consumer = Consumer::start(config, batcher, stop.clone())?;
+    let watch = consumer.watch();
+    let letters = DeadLetters::new(topic, target, metrics.clone());
+    let done = consumer.acknowledger();
+    let Conditions { kafka, pubsub, polling } = conditions;
+    let forwarder = Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), pubsub);
     let work = async {
         forwarder.run(&mut consumer).await;
         consumer.ended().await
@@ -105,6 +195,8 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
             tracing::warn!("stopped in the middle of its work: records not accepted yet will be delivered again");
             Ok(())
         }
+        stalled = stalled(&watch, &polling) => Err(stalled),
+        () = follow(&watch, &metrics, &kafka) => Ok(()),
     };
     let counts = forwarder.counts();
     tracing::info!(
@@ -122,5 +214,65 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
             Ok(())
         }
         ended => ended,
+    }
+}
+
+/// What must hold for a bridge to do its work.
+struct Conditions {
+    kafka: Condition,
+    pubsub: Condition,
+    /// Without it only a restart helps.
+    polling: Condition,
+}
+
+impl Conditions {
+    fn of(health: &Health) -> Self {
+        Self {
+            kafka: health.condition("kafka"),
+            pubsub: health.condition("pubsub"),
+            polling: health.live_condition("polling"),
+        }
+    }
+}
+
+/// Ends, with what to say, once the consumer does not poll any more.
+async fn stalled(watch: &Watch, polling: &Condition) -> anyhow::Error {
+    watch.stalled(STALL_LIMIT).await;
+    let seconds = STALL_LIMIT.as_secs();
+    polling.not_ok(format!("Kafka was not polled for {seconds} s"));
+    anyhow::anyhow!(
+        "Kafka was not polled for {seconds} s: the thread that does hangs. Leaving, so that a new start can go on \
+         from what is committed"
+    )
+}
+
+/// Shows how the consumer is doing, for ever.
+async fn follow(watch: &Watch, metrics: &BridgeMetrics, kafka: &Condition) {
+    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = Snapshot::default();
+    loop {
+        ticks.tick().await;
+        let now = watch.snapshot();
+        metrics.records_read(now.records - before.records);
+        for (event, times) in [
+            (Rebalance::Assigned, now.assigned - before.assigned),
+            (Rebalance::Revoked, now.revoked - before.revoked),
+            (Rebalance::Lost, now.lost - before.lost),
+        ] {
+            (0..times).for_each(|_| metrics.rebalanced(event));
+        }
+        for (partition, state) in &now.partitions {
+            metrics.partition_at(*partition, state.committed, state.lag());
+        }
+        let gone: BTreeSet<i32> = before.partitions.keys().copied().collect();
+        for partition in gone.into_iter().filter(|partition| !now.partitions.contains_key(partition)) {
+            metrics.partition_gone(partition);
+        }
+        match &now.trouble {
+            None => kafka.ok(),
+            Some(trouble) => kafka.not_ok(trouble),
+        }
+        before = now;
     }
 }

@@ -3,10 +3,8 @@
 //!
 //! It knows nothing of what a role's own requests mean. Requests to origins are `warm`'s.
 
-#[allow(dead_code, reason = "no role shows it yet")]
 mod metrics;
 mod server;
 
-#[allow(unused_imports, reason = "no role shows it yet")]
 pub(crate) use metrics::{MetricsArgs, MetricsServer};
 pub(crate) use server::Server;

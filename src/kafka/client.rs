@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +60,9 @@ impl ClientContext for ClientEvents {
         }
     }
 }
+
+/// Rebalances are events to `kafka::member`; only those of a consumer's end come here, and need nothing.
+impl ConsumerContext for ClientEvents {}
 
 impl ClientEvents {
     /// The last error's text, ready to end a sentence.

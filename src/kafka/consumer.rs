@@ -1,54 +1,127 @@
-//! One member of a consumer group on a thread of its own: records go out in chunks, offsets follow what is done.
+//! One member of a consumer group, as a role sees it: batches to receive, receipts to give back, and how it is doing.
 //!
-//! The thread polls whatever happens downstream, so that the group never drops it: where the role does not keep up,
-//! partitions are paused. librdkafka's callbacks and its sometimes long good-bye never touch the async runtime.
+//! The member itself is a thread of its own (`kafka::member`), so that librdkafka's waits and its sometimes long good-bye
+//! never touch the async runtime, and so that it polls whatever happens downstream.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::client::wait_for_topic;
-use super::group::{Group, Start, commit_done, store_done};
+use super::Receipt;
+use super::member::Member;
 use super::offsets::Offsets;
-use super::{Receipt, Record};
+use super::record::RecordRef;
+use super::start::OnLostOffsets;
 
-/// A chunk goes out as soon as there is room; while there is none it grows up to these.
-const CHUNK_RECORDS: usize = 1_000;
-const CHUNK_BYTES: usize = 3 << 20;
-/// How many chunks wait between the thread and the role.
-const CHUNKS_WAITING: usize = 1;
-/// Without room for this long, partitions are paused. Pausing drops what was fetched ahead, so not at once.
-const PAUSE_AFTER: Duration = Duration::from_secs(1);
-/// How long a poll may wait, which is also how soon a finished record's offset is stored.
-const POLL: Duration = Duration::from_millis(50);
-/// How long a stop waits for records in flight.
-const STOP_LIMIT: Duration = Duration::from_secs(7);
+/// How many batches wait between the thread and the role.
+const BATCHES_WAITING: usize = 2;
+/// A thread that has not come round to polling for this long never will: an outside call hangs, or a defect of ours.
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a consumer that failed may take to commit what is done and to leave the group.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What kafka-env may override: fast and frugal at full speed, quick to come back after an outage.
+const DEFAULTS: [(&str, &str); 9] = [
+    // Read ahead enough to keep a million small records a second flowing, and no more: what waits here is memory.
+    ("queued.min.messages", "10000"),
+    ("queued.max.messages.kbytes", "16384"),
+    ("fetch.message.max.bytes", "524288"),
+    // How soon a full queue is looked at again; librdkafka's default of a second starves a fast reader.
+    ("fetch.queue.backoff.ms", "2"),
+    ("fetch.error.backoff.ms", "100"),
+    ("reconnect.backoff.max.ms", "1000"),
+    // How soon new partitions are seen.
+    ("topic.metadata.refresh.interval.ms", "30000"),
+    // A record batch that was damaged on disk must be noticed, not forwarded.
+    ("check.crcs", "true"),
+    ("socket.nagle.disable", "true"),
+];
+/// How soon the group notices a member that was killed: the least that brokers allow by default. The protocol of KIP-848
+/// leaves both to the broker.
+const SESSION: [(&str, &str); 2] = [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "2000")];
+/// Records that were done when a process is killed come again if they were not committed: so commit often.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What to consume, and as whom.
 pub(crate) struct ConsumerConfig {
+    /// kafka-env's properties.
     pub(crate) client: ClientConfig,
     pub(crate) topic: String,
     /// Start at the beginning of every partition on its first assignment.
     pub(crate) reset: bool,
+    pub(crate) on_lost_offsets: OnLostOffsets,
+    /// Static membership (KIP-345).
+    pub(crate) group_instance_id: Option<String>,
+    /// How long the first record of a batch waits for others.
+    pub(crate) linger: Duration,
     /// How long to wait at start for a broker.
     pub(crate) timeout: Duration,
     /// The kafka-env file's name, for messages.
     pub(crate) source: String,
 }
 
-/// The role's end: records to receive, receipts to give back.
-pub(crate) struct Consumer {
-    chunks: mpsc::Receiver<Vec<Record>>,
+impl ConsumerConfig {
+    /// kafka-env's properties with our defaults for those that it does not set.
+    pub(super) fn client(&self) -> ClientConfig {
+        let mut client = self.client.clone();
+        let own_session = SESSION.iter().any(|(name, _)| client.get(name).is_some());
+        let by_broker = client.get("group.protocol").is_some_and(|p| p.eq_ignore_ascii_case("consumer"));
+        let session = if own_session || by_broker { &[][..] } else { &SESSION[..] };
+        for (name, value) in DEFAULTS.iter().chain(session) {
+            if client.get(name).is_none() {
+                client.set(*name, *value);
+            }
+        }
+        if let Some(id) = &self.group_instance_id {
+            client.set("group.instance.id", id);
+        }
+        client
+    }
+
+    /// `auto.commit.interval.ms`, or our default.
+    pub(super) fn commit_interval(&self) -> Duration {
+        let set = self.client.get("auto.commit.interval.ms").and_then(|ms| ms.parse().ok());
+        set.map_or(COMMIT_INTERVAL, Duration::from_millis)
+    }
+}
+
+/// Makes batches of records while they are read, on the consumer's thread.
+pub(crate) trait Collect: Send + 'static {
+    /// What the role receives.
+    type Batch: Send + 'static;
+
+    /// Takes one record. May be called although [`Collect::is_full`]: at most once per poll.
+    fn add(&mut self, record: &RecordRef<'_>);
+
+    /// Takes note of offsets, first and last, that hold records which cannot be read: broken on the broker's disk.
+    fn add_broken(&mut self, partition: i32, assignment: u64, offsets: (i64, i64), error: &str);
+
+    /// Whether a batch should go out now.
+    fn is_full(&self) -> bool;
+
+    /// Whether there is nothing to take.
+    fn is_empty(&self) -> bool;
+
+    /// Gives out one batch, without the records whose receipts `deliver` refuses: another member has those now.
+    /// None where nothing is left of it.
+    fn take(&mut self, deliver: &mut dyn FnMut(&Receipt) -> bool) -> Option<Self::Batch>;
+}
+
+/// The role's end: batches to receive, receipts to give back.
+pub(crate) struct Consumer<B> {
+    batches: mpsc::Receiver<B>,
     offsets: Arc<Offsets>,
+    state: Arc<State>,
+    /// Why it ends, before the last commit and the good-bye.
+    failed: oneshot::Receiver<anyhow::Error>,
+    /// Sent, or dropped by a panic, once it has ended.
     ended: oneshot::Receiver<anyhow::Result<()>>,
 }
 
@@ -64,43 +137,58 @@ impl Done {
     }
 
     /// Notes that these records are accepted downstream: the offsets at and below them may be committed.
-    pub(crate) fn done(&self, receipts: impl IntoIterator<Item = Receipt>) {
+    pub(crate) fn done(&self, receipts: &[Receipt]) {
         self.0.done(receipts);
+    }
+
+    /// How many records were received whose offsets may not be committed yet: done or not, they come again after a crash.
+    pub(crate) fn uncommittable(&self) -> u64 {
+        self.0.uncommittable()
     }
 }
 
-impl Consumer {
+impl<B: Send + 'static> Consumer<B> {
     /// Joins the group on a new thread. Connection problems come out of [`Consumer::ended`].
     ///
     /// # Errors
     /// Where the thread cannot be started.
-    pub(crate) fn start(config: ConsumerConfig, stop: CancellationToken) -> anyhow::Result<Self> {
-        let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
+    pub(crate) fn start(
+        config: ConsumerConfig,
+        collect: impl Collect<Batch = B>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let (sender, batches) = mpsc::channel(BATCHES_WAITING);
         let (result, ended) = oneshot::channel();
-        let offsets = Arc::new(Offsets::default());
+        let (failure, failed) = oneshot::channel();
+        let (offsets, state) = (Arc::new(Offsets::default()), Arc::new(State::default()));
         let runtime = tokio::runtime::Handle::current();
-        let thread_offsets = offsets.clone();
+        let (its_offsets, its_state) = (offsets.clone(), state.clone());
         // A plain thread: the runtime would wait for one of its own blocking threads at the end of the process.
         std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
             .spawn(move || {
-                let outcome =
-                    Member::join(config, thread_offsets, sender, runtime, stop).and_then(Member::run);
+                let outcome = Member::join(config, collect, its_offsets, its_state, sender, runtime, stop)
+                    .map(|member| member.run(failure));
                 // Nobody listens any more only where the role is gone already.
                 let _ = result.send(outcome);
             })
             .context("starting the Kafka thread")?;
-        Ok(Self { chunks, offsets, ended })
+        Ok(Self { batches, offsets, state, failed, ended })
     }
 
     /// The next records, of any partitions; none once the consumer stops. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Option<Vec<Record>> {
-        self.chunks.recv().await
+    pub(crate) async fn next(&mut self) -> Option<B> {
+        self.batches.recv().await
     }
 
     /// Where to give receipts back.
     pub(crate) fn acknowledger(&self) -> Done {
         Done(self.offsets.clone())
+    }
+
+    /// How the consumer is doing.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(self.state.clone())
     }
 
     /// Waits until offsets are committed and the group is left. To be called once [`Consumer::next`] has ended and
@@ -109,233 +197,181 @@ impl Consumer {
     /// # Errors
     /// What ended the consumer, if it was not the stop token.
     pub(crate) async fn ended(self) -> anyhow::Result<()> {
-        drop(self.chunks);
-        self.ended.await.context("the Kafka thread panicked")?
+        let Self { batches, mut ended, failed, .. } = self;
+        drop(batches);
+        let panicked = || anyhow::anyhow!("the Kafka thread panicked");
+        tokio::select! {
+            biased;
+            Ok(failure) = failed => {
+                // The good-bye may take long where the cluster is what failed.
+                let _ = tokio::time::timeout(GOODBYE_LIMIT, &mut ended).await;
+                Err(failure)
+            }
+            ended = &mut ended => ended.map_err(|_| panicked())?,
+        }
     }
 }
 
-struct Member {
-    consumer: BaseConsumer<Group>,
-    topic: String,
-    source: String,
-    offsets: Arc<Offsets>,
-    chunks: mpsc::Sender<Vec<Record>>,
-    runtime: tokio::runtime::Handle,
-    stop: CancellationToken,
-    chunk: Vec<Record>,
-    chunk_bytes: usize,
+/// Looks at a consumer from outside its thread; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Watch(Arc<State>);
+
+/// How a consumer is doing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    /// Records read so far.
+    pub(crate) records: u64,
+    /// How often partitions were assigned, revoked, and lost: taken away without being asked for first.
+    pub(crate) assigned: u64,
+    pub(crate) revoked: u64,
+    pub(crate) lost: u64,
+    /// The assigned partitions.
+    pub(crate) partitions: BTreeMap<i32, PartitionState>,
+    /// Why it cannot move, if so.
+    pub(crate) trouble: Option<String>,
 }
 
-impl Member {
-    fn join(
-        config: ConsumerConfig,
-        offsets: Arc<Offsets>,
-        chunks: mpsc::Sender<Vec<Record>>,
-        runtime: tokio::runtime::Handle,
-        stop: CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let start = Start::from_property(config.client.get("auto.offset.reset"));
-        let mut client = config.client;
-        // Every partition has a committed offset once it is assigned. What is left of this property is the case that the
-        // committed offset is no longer in the topic, where `latest` would skip what still is.
-        if start != Start::Refuse {
-            client.set("auto.offset.reset", "earliest");
+/// One assigned partition.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartitionState {
+    /// What the group has committed, or the start where that is on its way.
+    pub(crate) committed: i64,
+    /// The end of the partition; none before the first fetch.
+    pub(crate) high_watermark: Option<i64>,
+}
+
+impl PartitionState {
+    /// Records between the committed offset and the end of the partition.
+    pub(crate) fn lag(&self) -> Option<u64> {
+        self.high_watermark.map(|high| u64::try_from(high - self.committed).unwrap_or_default())
+    }
+}
+
+impl Watch {
+    /// How it is doing now; lags and trouble are at most a second old.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = &self.0;
+        let joining =
+            || (!state.joined.load(Ordering::Relaxed)).then(|| "joining the consumer group".to_owned());
+        let trouble = state.trouble().clone();
+        Snapshot {
+            records: state.records.load(Ordering::Relaxed),
+            assigned: state.assigned.load(Ordering::Relaxed),
+            revoked: state.revoked.load(Ordering::Relaxed),
+            lost: state.lost.load(Ordering::Relaxed),
+            partitions: state.partitions().clone(),
+            trouble: trouble.or_else(joining),
         }
-        let group = Group::new(offsets.clone(), start, config.reset, stop.clone());
-        let consumer: BaseConsumer<Group> = client
-            .create_with_context(group)
-            .with_context(|| format!("making a Kafka consumer from {}", config.source))?;
-        let events = &consumer.context().events;
-        // Nothing is subscribed yet, so a poll brings events alone.
-        let hear_events = |time: Duration| {
-            let until = Instant::now() + time;
-            while let Some(left) = until.checked_duration_since(Instant::now()) {
-                consumer.poll(left);
-            }
+    }
+
+    /// Ends once the thread has not come round to polling for `limit`.
+    ///
+    /// Counted in ticks and not by the clock, which goes on while the whole process is stopped (SIGSTOP, a frozen
+    /// virtual machine) and the thread is not to blame.
+    pub(crate) async fn stalled(&self, limit: Duration) {
+        const TICKS: u32 = 60;
+        let (mut last, mut quiet) = (None, 0);
+        while quiet < TICKS {
+            tokio::time::sleep(limit / TICKS).await;
+            let now = Some(self.0.rounds.load(Ordering::Relaxed));
+            quiet = if now == last { quiet + 1 } else { 0 };
+            last = now;
+        }
+    }
+}
+
+/// What the thread tells.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Grows whenever the thread comes round.
+    pub(super) rounds: AtomicU64,
+    pub(super) records: AtomicU64,
+    pub(super) assigned: AtomicU64,
+    pub(super) revoked: AtomicU64,
+    pub(super) lost: AtomicU64,
+    pub(super) joined: AtomicBool,
+    trouble: Mutex<Option<String>>,
+    partitions: Mutex<BTreeMap<i32, PartitionState>>,
+}
+
+impl State {
+    pub(super) fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn partitions(&self) -> MutexGuard<'_, BTreeMap<i32, PartitionState>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as blocking;
+
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+    use super::*;
+    use crate::demo::kafka::EmbeddedKafka;
+
+    /// Blocks in the middle of the consumer's loop, until it is told to go on.
+    struct Blocks(blocking::Receiver<()>, bool);
+
+    impl Collect for Blocks {
+        type Batch = ();
+
+        fn add(&mut self, _: &RecordRef<'_>) {
+            let _ = self.0.recv();
+            self.1 = true;
+        }
+
+        fn add_broken(&mut self, _: i32, _: u64, _: (i64, i64), _: &str) {}
+
+        fn is_full(&self) -> bool {
+            self.1
+        }
+
+        fn is_empty(&self) -> bool {
+            !self.1
+        }
+
+        fn take(&mut self, _: &mut dyn FnMut(&Receipt) -> bool) -> Option<()> {
+            std::mem::take(&mut self.1).then_some(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_loop_that_is_blocked_is_seen_from_outside_and_a_quiet_one_is_not() {
+        let kafka = EmbeddedKafka::start().unwrap();
+        kafka.create_topic("urls", 1).unwrap();
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", kafka.bootstrap_servers().unwrap());
+        let producer: BaseProducer = client.create().unwrap();
+        client.set("group.id", "g").set("auto.offset.reset", "earliest");
+        let config = ConsumerConfig {
+            client,
+            topic: "urls".to_owned(),
+            reset: false,
+            on_lost_offsets: OnLostOffsets::Stop,
+            group_instance_id: None,
+            linger: Duration::ZERO,
+            timeout: Duration::from_secs(30),
+            source: "kafka-env".to_owned(),
         };
-        let (topic, source) = (&config.topic, &config.source);
-        wait_for_topic(consumer.client(), hear_events, events, topic, source, config.timeout, &stop)?;
-        consumer.subscribe(&[&config.topic]).with_context(|| format!("subscribing to {}", config.topic))?;
-        let ConsumerConfig { topic, source, .. } = config;
-        Ok(Self {
-            consumer,
-            topic,
-            source,
-            offsets,
-            chunks,
-            runtime,
-            stop,
-            chunk: Vec::new(),
-            chunk_bytes: 0,
-        })
+        let (go_on, blocked) = blocking::sync_channel(1);
+        let stop = CancellationToken::new();
+        let mut consumer = Consumer::start(config, Blocks(blocked, false), stop.clone()).unwrap();
+        let watch = consumer.watch();
+        while watch.snapshot().trouble.is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let (limit, seconds) = (Duration::from_millis(600), Duration::from_secs(3));
+        assert!(tokio::time::timeout(seconds, watch.stalled(limit)).await.is_err(), "quiet, and polling");
+        producer.send(BaseRecord::<(), _>::to("urls").payload("https://example.com/")).unwrap();
+        producer.flush(Duration::from_secs(10)).unwrap();
+        tokio::time::timeout(Duration::from_secs(30), watch.stalled(limit)).await.expect("blocked");
+        go_on.send(()).unwrap();
+        assert_eq!(consumer.next().await, Some(()));
+        stop.cancel();
+        consumer.ended().await.unwrap();
     }
-
-    /// Polls until stopped, then lets the role finish, commits and leaves the group.
-    fn run(mut self) -> anyhow::Result<()> {
-        let result = self.poll_until_stopped();
-        let Self { consumer, offsets, chunks, .. } = self;
-        drop(chunks);
-        let left = offsets.wait_idle(None, STOP_LIMIT);
-        if left > 0 {
-            tracing::warn!(records = left, "stopped with records in flight; they will be delivered again");
-        }
-        if let Ok(assignment) = consumer.assignment() {
-            commit_done(&consumer, &offsets, &assignment);
-        }
-        consumer.context().closing.store(true, Ordering::Relaxed);
-        drop(consumer);
-        result
-    }
-
-    fn poll_until_stopped(&mut self) -> anyhow::Result<()> {
-        while !self.stop.is_cancelled() && !self.chunks.is_closed() {
-            if let Some(failure) = self.consumer.context().take_failure() {
-                return Err(failure);
-            }
-            store_done(&self.consumer, &self.offsets, &self.topic);
-            if self.is_full() {
-                self.wait_for_room()?;
-            } else {
-                self.fill(if self.chunk.is_empty() { POLL } else { POLL / 5 })?;
-            }
-            self.send_if_room();
-        }
-        Ok(())
-    }
-
-    fn is_full(&self) -> bool {
-        self.chunk.len() >= CHUNK_RECORDS || self.chunk_bytes >= CHUNK_BYTES
-    }
-
-    /// Waits for one record, then takes what else is there already.
-    fn fill(&mut self, wait: Duration) -> anyhow::Result<()> {
-        let mut wait = wait;
-        while !self.is_full() {
-            match self.consumer.poll(wait) {
-                None => break,
-                Some(Err(error)) => {
-                    explain(error, &self.topic, &self.source)?;
-                    break;
-                }
-                Some(Ok(message)) => {
-                    keep(&message, &self.offsets, &mut self.chunk, &mut self.chunk_bytes, &self.consumer);
-                }
-            }
-            wait = Duration::ZERO;
-        }
-        Ok(())
-    }
-
-    fn send_if_room(&mut self) {
-        if self.chunk.is_empty() {
-            return;
-        }
-        if let Ok(room) = self.chunks.try_reserve() {
-            let mut chunk = std::mem::take(&mut self.chunk);
-            self.chunk_bytes = 0;
-            // A rebalance may have taken partitions away since the records were read.
-            chunk.retain(|record| self.offsets.deliver(record.receipt));
-            if !chunk.is_empty() {
-                room.send(chunk);
-            }
-        }
-    }
-
-    /// Waits for room in the channel; after a while with paused partitions and polling, as the group demands.
-    fn wait_for_room(&mut self) -> anyhow::Result<()> {
-        let started = Instant::now();
-        let mut paused = false;
-        while !self.stop.is_cancelled() && !self.chunks.is_closed() {
-            let slice = if paused { Duration::ZERO } else { POLL };
-            let reserve = async { tokio::time::timeout(slice, self.chunks.reserve()).await.is_ok() };
-            if self.runtime.block_on(reserve) {
-                break;
-            }
-            store_done(&self.consumer, &self.offsets, &self.topic);
-            if started.elapsed() < PAUSE_AFTER {
-                continue;
-            }
-            if !paused {
-                tracing::info!("downstream does not keep up; partitions paused");
-            }
-            // Again each time: a rebalance may have brought partitions that are not paused yet.
-            let assignment = self.consumer.assignment().context("reading the assignment")?;
-            self.consumer.pause(&assignment).context("pausing partitions")?;
-            paused = true;
-            match self.consumer.poll(POLL) {
-                None => {}
-                Some(Err(error)) => explain(error, &self.topic, &self.source)?,
-                // Fetched for a partition that was assigned a moment ago, before the pause reached it.
-                Some(Ok(message)) => {
-                    keep(&message, &self.offsets, &mut self.chunk, &mut self.chunk_bytes, &self.consumer);
-                }
-            }
-            if let Some(failure) = self.consumer.context().take_failure() {
-                return Err(failure);
-            }
-        }
-        if paused {
-            let assignment = self.consumer.assignment().context("reading the assignment")?;
-            self.consumer.resume(&assignment).context("resuming partitions")?;
-            tracing::info!("partitions resumed");
-        }
-        Ok(())
-    }
-}
-
-/// Goes on after what passes by itself, and ends with an explanation after what does not.
-fn explain(error: KafkaError, topic: &str, source: &str) -> anyhow::Result<()> {
-    let code = error.rdkafka_error_code();
-    match code {
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-            bail!("Kafka topic {topic} is gone from the cluster of {source}")
-        }
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
-            bail!("no access to Kafka topic {topic}: the user in {source} needs the Read right on it")
-        }
-        Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
-            bail!(
-                "no access to the consumer group: the user in {source} needs the Read right on its group.id"
-            )
-        }
-        Some(RDKafkaErrorCode::AutoOffsetReset) => {
-            bail!("{topic}: {error}; the committed offset is gone from the topic and auto.offset.reset=error")
-        }
-        _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
-            bail!("Kafka ended the consumer: {error}")
-        }
-        // Broker away, coordinator moving, connection lost: librdkafka reconnects, and `ClientEvents` has logged why.
-        _ => {
-            tracing::debug!("kafka: {error}");
-            Ok(())
-        }
-    }
-}
-
-/// Adds a record to the chunk, unless its partition is no longer ours: then its new owner reads it.
-fn keep(
-    message: &BorrowedMessage<'_>,
-    offsets: &Offsets,
-    chunk: &mut Vec<Record>,
-    chunk_bytes: &mut usize,
-    consumer: &BaseConsumer<Group>,
-) {
-    let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
-    let Some(read) = offsets.read(partition, offset) else { return };
-    if let Some(before) = read.went_back_from {
-        tracing::error!(
-            "offsets of {topic}/{partition} went back from {before} to {offset}: the topic was made anew or its log \
-             truncated; going on from {offset}"
-        );
-        let mut start = TopicPartitionList::new();
-        let committed = start
-            .add_partition_offset(topic, partition, Offset::Offset(offset))
-            .and_then(|()| consumer.commit(&start, CommitMode::Async));
-        if let Err(error) = committed {
-            tracing::warn!("committing where {topic}/{partition} goes on: {error}");
-        }
-    }
-    let record = Record::new(message, read.receipt);
-    *chunk_bytes += record.size_bytes();
-    chunk.push(record);
 }

@@ -11,12 +11,13 @@ use rdkafka::error::KafkaError;
 const DEFAULT: &str = "default";
 const CONSUMER: &str = "consumer";
 
-/// Properties that decide when a record counts as done. They are this program's own: [`KafkaEnv::consumer`] sets
-/// them, and refuses a file that wants another value.
-const OWNED: [(&str, &str); 3] = [
-    ("enable.auto.commit", "true"),
-    ("enable.auto.offset.store", "false"),
-    ("enable.partition.eof", "false"),
+/// Properties that decide when a record counts as done, each with what a file may say and what librdkafka is told.
+/// They are this program's own: [`KafkaEnv::consumer`] sets them, and refuses a file that wants something else. Offsets are
+/// committed without anybody's doing, as `true` asks for, but by us and not by librdkafka.
+const OWNED: [(&str, &str, &str); 3] = [
+    ("enable.auto.commit", "true", "false"),
+    ("enable.auto.offset.store", "false", "false"),
+    ("enable.partition.eof", "false", "false"),
 ];
 
 /// One `kafka-env` file, read and checked for form; librdkafka checks names and values later.
@@ -102,10 +103,10 @@ impl KafkaEnv {
     /// # Errors
     /// A property that librdkafka refuses, another value for an owned property, and a missing `group.id`.
     pub(crate) fn consumer(&self) -> anyhow::Result<ClientConfig> {
-        for (name, ours) in OWNED {
-            if let Some(property) = self.properties.iter().find(|p| p.name == name && p.value != ours) {
+        for (name, accepted, _) in OWNED {
+            if let Some(property) = self.properties.iter().find(|p| p.name == name && p.value != accepted) {
                 bail!(
-                    "{}: {name} is cdnwarm's own and always {ours}: offsets are committed once records have arrived; \
+                    "{}: {name} is cdnwarm's own and always {accepted}: offsets are committed once records have arrived; \
                      remove this line",
                     self.at(property)
                 );
@@ -117,7 +118,7 @@ impl KafkaEnv {
             "{}: group.id is missing; add group.id=NAME under [consumer]",
             self.path.display()
         );
-        for (name, ours) in OWNED {
+        for (name, _, ours) in OWNED {
             config.set(name, ours);
         }
         Ok(config)

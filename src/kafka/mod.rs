@@ -1,26 +1,33 @@
 //! Kafka, as the roles use it: records with their offsets, and the arguments that name a cluster.
 //!
-//! `env` reads the kafka-env file, `consumer` reads records (`record`) with exact offsets (`group` and `offsets` are its
-//! parts), `batch` writes many at once, `client` hears what librdkafka says on its own account and waits for a cluster at
-//! start. Nothing here knows Pub/Sub or HTTP.
+//! `env` reads the kafka-env file, `consumer` is a group member as roles see it and `member` its thread, which reads
+//! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows and finds its
+//! way past what is `broken`; `batch` writes many records at once, `client` hears what librdkafka says on its own account
+//! and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
 
 pub(crate) mod batch;
+mod broken;
 pub(crate) mod client;
 pub(crate) mod consumer;
 pub(crate) mod env;
-mod group;
+mod events;
+mod member;
 mod offsets;
 mod record;
+mod start;
+mod topic_id;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[cfg(test)]
 pub(crate) use offsets::Offsets;
-pub(crate) use offsets::Receipt;
-#[cfg(test)]
-pub(crate) use record::Header;
-pub(crate) use record::Record;
+pub(crate) use offsets::{Receipt, Receipts};
+pub(crate) use record::{Header, Record, RecordRef};
+pub(crate) use start::OnLostOffsets;
+
+use consumer::ConsumerConfig;
+use env::KafkaEnv;
 
 /// Which cluster and topic, as every Kafka role takes them.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,5 +55,49 @@ impl KafkaArgs {
     /// How long to wait at start for a broker to answer.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.kafka_timeout.into())
+    }
+}
+
+/// How a role consumes its topic.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ConsumerArgs {
+    #[command(flatten)]
+    pub(crate) kafka: KafkaArgs,
+
+    /// What to do where records that were not read yet are gone: retention, a truncated log, a topic made anew
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t, env = "CDNWARM_ON_LOST_OFFSETS")]
+    pub(crate) on_lost_offsets: OnLostOffsets,
+
+    /// Static membership: an id of its own for each process, kept over restarts, which then cause no rebalance
+    #[arg(long, value_name = "ID", env = "CDNWARM_GROUP_INSTANCE_ID")]
+    pub(crate) group_instance_id: Option<String>,
+}
+
+impl ConsumerArgs {
+    /// With defaults for all else.
+    pub(crate) fn new(kafka_env: &Path, topic: &str) -> Self {
+        Self {
+            kafka: KafkaArgs::new(kafka_env, topic),
+            on_lost_offsets: OnLostOffsets::default(),
+            group_instance_id: None,
+        }
+    }
+
+    /// What to consume; everything in the kafka-env file is checked here.
+    ///
+    /// # Errors
+    /// A kafka-env file that cannot be meant.
+    pub(crate) fn config(&self) -> anyhow::Result<ConsumerConfig> {
+        let env = KafkaEnv::read(&self.kafka.kafka_env)?;
+        Ok(ConsumerConfig {
+            client: env.consumer()?,
+            topic: self.kafka.topic.clone(),
+            reset: false,
+            on_lost_offsets: self.on_lost_offsets,
+            group_instance_id: self.group_instance_id.clone().filter(|id| !id.is_empty()),
+            linger: Duration::ZERO,
+            timeout: self.kafka.timeout(),
+            source: env.path().display().to_string(),
+        })
     }
 }

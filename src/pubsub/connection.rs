@@ -1,6 +1,8 @@
-//! One gRPC connection to Pub/Sub, or to an emulator, with the credentials that belong to it.
+//! gRPC connections to Pub/Sub, or to an emulator, with the credentials that belong to them.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use google_cloud_auth::credentials::{Builder, CacheableResource, Credentials};
@@ -13,33 +15,70 @@ use super::PubsubArgs;
 
 /// The OAuth scope of Pub/Sub (developers.google.com/identity/protocols/oauth2/scopes#pubsub).
 const SCOPE: &str = "https://www.googleapis.com/auth/pubsub";
+/// How soon an endpoint that does not answer at start is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long finding credentials, and connecting, may each take at start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A channel that reconnects by itself, and whom to be on it. Cheap to clone.
+/// One connection carries at most 100 calls at once on Google's side, and one flow-control window for all of them.
+const CHANNELS: usize = 4;
+
+/// Channels that reconnect by themselves, and whom to be on them. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Connection {
-    pub(crate) channel: Channel,
+    channels: Arc<Channels>,
     /// None for an emulator.
     credentials: Option<Credentials>,
     /// How messages call the other side.
     pub(crate) endpoint: String,
 }
 
+struct Channels {
+    endpoint: Endpoint,
+    /// Each with how often it was replaced.
+    slots: [Mutex<(Channel, u64)>; CHANNELS],
+    next: AtomicUsize,
+}
+
+/// The use of one channel for one call.
+pub(crate) struct Lease {
+    channels: Arc<Channels>,
+    slot: usize,
+    channel: Channel,
+    replaced: u64,
+}
+
+impl Lease {
+    /// The channel to call on.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The call got no answer in its time: later calls go over a new connection, as the old one may be dead without a
+    /// word (a firewall that forgot it, a host that is gone).
+    pub(crate) fn give_up(self) {
+        let mut slot = self.channels.slots[self.slot].lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.1 == self.replaced {
+            *slot = (self.channels.endpoint.connect_lazy(), self.replaced + 1);
+        }
+    }
+}
+
 impl Connection {
     /// Connects to the emulator if one is named, otherwise to the endpoint with application default credentials.
     ///
     /// # Errors
-    /// An endpoint that is no URL, no credentials within 10 s, nothing that answers within 10 s.
+    /// An endpoint that is no URL, no credentials within 10 s, nothing that answers within the time for it.
     pub(crate) async fn open(args: &PubsubArgs) -> anyhow::Result<Self> {
+        let limit = Duration::from_secs(args.pubsub_timeout.into());
         // An empty variable is an unset one, as for Google's clients.
         match args.pubsub_emulator_host.as_deref().filter(|host| !host.is_empty()) {
             Some(host) => {
                 let url = if host.contains("://") { host.to_owned() } else { format!("http://{host}") };
-                let channel = connect(Endpoint::from_shared(url.clone()), &url)
+                let channels = connect(Endpoint::from_shared(url.clone()), &url, limit)
                     .await
                     .context("PUBSUB_EMULATOR_HOST is set; is the emulator running?")?;
-                Ok(Self { channel, credentials: None, endpoint: url })
+                Ok(Self { channels, credentials: None, endpoint: url })
             }
             None => {
                 let credentials = application_default_credentials().await?;
@@ -49,10 +88,18 @@ impl Connection {
                     endpoint =
                         endpoint.and_then(|e| e.tls_config(ClientTlsConfig::new().with_native_roots()));
                 }
-                let channel = connect(endpoint, &url).await?;
-                Ok(Self { channel, credentials: Some(credentials), endpoint: url })
+                let channels = connect(endpoint, &url, limit).await?;
+                Ok(Self { channels, credentials: Some(credentials), endpoint: url })
             }
         }
+    }
+
+    /// A channel for one call; they take turns.
+    pub(crate) fn lease(&self) -> Lease {
+        let number = self.channels.next.fetch_add(1, Ordering::Relaxed) % CHANNELS;
+        let (channel, replaced) =
+            self.channels.slots[number].lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Lease { channels: self.channels.clone(), slot: number, channel, replaced }
     }
 
     /// Wraps a message for sending: authorization, and the resource that it is routed by.
@@ -75,13 +122,39 @@ impl Connection {
     }
 }
 
-async fn connect(endpoint: Result<Endpoint, tonic::transport::Error>, url: &str) -> anyhow::Result<Channel> {
+/// Opens one connection, to see that somebody answers; the others open with their first call.
+async fn connect(
+    endpoint: Result<Endpoint, tonic::transport::Error>,
+    url: &str,
+    limit: Duration,
+) -> anyhow::Result<Arc<Channels>> {
     let endpoint = endpoint
         .map_err(|error| anyhow!("Pub/Sub endpoint {url}: {}", chain(&error)))?
         .connect_timeout(START_LIMIT)
-        .http2_keep_alive_interval(Duration::from_secs(30))
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|error| anyhow!("connecting to Pub/Sub at {url}: {}", chain(&error)))
+    let deadline = Instant::now() + limit;
+    let mut tries = 0_u32;
+    let first = loop {
+        match endpoint.connect().await {
+            Ok(channel) => break channel,
+            Err(error) if Instant::now() < deadline => {
+                let error = chain(&error);
+                if tries.is_multiple_of(10) {
+                    tracing::warn!("Pub/Sub at {url} does not answer yet, trying again: {error}");
+                }
+                tries += 1;
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            Err(error) => bail!("no Pub/Sub at {url} within {} s: {}", limit.as_secs(), chain(&error)),
+        }
+    };
+    let slots = std::array::from_fn(|index| {
+        let channel = if index == 0 { first.clone() } else { endpoint.connect_lazy() };
+        Mutex::new((channel, 0))
+    });
+    Ok(Arc::new(Channels { endpoint, slots, next: AtomicUsize::new(0) }))
 }
 
 /// Finds credentials and proves them by asking for a token.

@@ -4,12 +4,14 @@
 
 mod connection;
 mod publisher;
+mod wire;
 
 use std::fmt;
 use std::str::FromStr;
 
 pub(crate) use connection::Connection;
 pub(crate) use publisher::{GrpcPublisher, Publish};
+pub(crate) use wire::{Request, RequestBuilder, message_bytes, put_attribute};
 
 /// Which Pub/Sub is spoken to.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -26,6 +28,11 @@ pub(crate) struct PubsubArgs {
         env = "CDNWARM_PUBSUB_ENDPOINT"
     )]
     pub(crate) pubsub_endpoint: String,
+
+    /// Seconds to wait at start for Pub/Sub to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "CDNWARM_PUBSUB_TIMEOUT",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) pubsub_timeout: u16,
 }
 
 /// The full name of a topic, `projects/PROJECT/topics/TOPIC`.

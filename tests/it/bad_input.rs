@@ -99,7 +99,8 @@ async fn a_pubsub_topic_that_does_not_exist_is_named() {
 #[tokio::test]
 async fn a_pubsub_that_is_away_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let mut bridge = command(&["bridge", &file(&folder, NO_BROKER), "urls", TOPIC]);
+    let env = file(&folder, NO_BROKER);
+    let mut bridge = command(&["bridge", &env, "urls", TOPIC, "--pubsub-timeout", "1"]);
     bridge.env("PUBSUB_EMULATOR_HOST", "127.0.0.1:1");
     assert_ends(&finish(bridge).await, 1, &["127.0.0.1:1", "is the emulator running?"]);
 }

@@ -8,7 +8,7 @@ mod embedded_pubsub;
 mod house;
 mod outages;
 mod pipeline;
-mod proxy;
 mod produce;
+mod proxy;
 mod push;
 mod support;
