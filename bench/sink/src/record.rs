@@ -14,7 +14,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// A file with one line a message: `PARTITION OFFSETS DATA`.
 ///
 /// The first two are the attributes `kafka-partition` and `kafka-offset` as they came (of a pack, ranges such as
-/// `5-9,12`), or `-`. Line breaks in the data become `|`.
+/// `5-9,12`), or `kafka.partition` and `kafka.offset`, as Google's Kafka connector calls them, or `-`. Line breaks in
+/// the data become `|`.
 #[derive(Debug)]
 pub struct Recorder {
     file: BufWriter<File>,
@@ -36,8 +37,8 @@ impl Recorder {
     /// The message is malformed, and nothing was written; or the disk failed.
     pub fn add(&mut self, message: Message<'_>) -> io::Result<()> {
         let invalid = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
-        let partition = message.attribute("kafka-partition").map_err(invalid)?.unwrap_or(b"-");
-        let offsets = message.attribute("kafka-offset").map_err(invalid)?.unwrap_or(b"-");
+        let partition = first_of(message, ["kafka-partition", "kafka.partition"]).map_err(invalid)?;
+        let offsets = first_of(message, ["kafka-offset", "kafka.offset"]).map_err(invalid)?;
         let data = message.data().map_err(invalid)?;
 
         self.file.write_all(partition)?;
@@ -62,4 +63,14 @@ impl Recorder {
     pub fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// The value of the first of these attributes that there is, or `-`.
+fn first_of<'a>(message: Message<'a>, names: [&str; 2]) -> Result<&'a [u8], Malformed> {
+    for name in names {
+        if let Some(value) = message.attribute(name)? {
+            return Ok(value);
+        }
+    }
+    Ok(b"-")
 }
