@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import pathlib
 import random
@@ -12,7 +13,10 @@ import threading
 import time
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SAMPLE_SECONDS = 0.02
+# Looking for children among the threads of a JVM at every sample would cost more than the samples do.
+SAMPLES_A_TREE = 50
 _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -21,7 +25,7 @@ class Failure(Exception):
     """A run did not come to its end; the text says why."""
 
 
-def wait_until(what, condition, seconds, process=None, every_seconds=0.05):
+def wait_until(what, condition, seconds, process=None, every_seconds=0.1):
     """Waits until `condition()` is true; fails when it is not in time, or when `process` ends meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -131,18 +135,26 @@ class Meter:
         return max((rss for _, _, rss in self.samples), default=0)
 
     def _sample(self):
-        while not self._stop.is_set():
-            cpu_ticks = rss_pages = 0
-            for pid in _tree(self.pid):
-                with contextlib.suppress(OSError, IndexError):
-                    with open(f"/proc/{pid}/stat") as stat:
-                        # Behind the name in brackets, which may hold anything: utime and stime, then rss.
-                        fields = stat.read().rpartition(")")[2].split()
-                    cpu_ticks += int(fields[11]) + int(fields[12])
-                    rss_pages += int(fields[21])
-            if cpu_ticks or rss_pages:
-                self.samples.append((time.time(), cpu_ticks / TICKS_PER_SECOND, rss_pages * 4096))
-            self._stop.wait(SAMPLE_SECONDS)
+        for sample in itertools.count():
+            if sample % SAMPLES_A_TREE == 0:
+                tree = _tree(self.pid)
+            used = [usage(pid) for pid in tree]
+            if any(rss_bytes for _, rss_bytes in used):
+                cpu_seconds, rss_bytes = (sum(part) for part in zip(*used))
+                self.samples.append((time.time(), cpu_seconds, rss_bytes))
+            if self._stop.wait(SAMPLE_SECONDS):
+                return
+
+
+def usage(pid):
+    """(CPU seconds so far, resident bytes) of one process; nothing of one that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            # Behind the name in brackets, which may hold anything: utime and stime, then rss.
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND, int(fields[21]) * PAGE_BYTES
+    except (OSError, IndexError):
+        return 0.0, 0
 
 
 def _tree(pid):

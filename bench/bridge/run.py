@@ -26,6 +26,8 @@ class Bench:
     def __init__(self, arguments):
         self.arguments = arguments
         self.work = arguments.work_dir
+        # What this run writes: logs, settings and results.
+        self.logs = self.work / f"run-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         self.runs = arguments.runs
         self.records = arguments.records
         self.partitions = 6
@@ -84,8 +86,8 @@ def main():
     arguments = parse()
     # An end by signal unwinds like any other, so that everything that was started ends too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    arguments.work_dir.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments)
+    bench.logs.mkdir(parents=True)
     results = {"machine": machine(), "arguments": {name: str(value) for name, value in vars(arguments).items()}}
     try:
         bench.prepare()
@@ -101,7 +103,7 @@ def main():
     except KeyboardInterrupt:
         return 130
     finally:
-        written = bench.work / f"results-{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
+        written = bench.logs / "results.json"
         with contextlib.suppress(OSError):
             written.write_text(json.dumps(results, indent=1))
             print(f"\nAll figures: {written}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Callable
 
 import figures
 from figures import BRIDGE_COLUMNS
-from processes import Failure, Meter, Process, wait_until
+from processes import Failure, Meter, Process, usage, wait_until
 from stage import Sink
 
 # The slowest contestant takes 40 s for a million records on two cores; twice that and more is a failure.
@@ -81,12 +81,15 @@ def tls(bench):
 def move(bench, contestant, latency_ms=0, tls=False):
     """One run: a new group moves the whole topic."""
     group = bench.fresh("group")
-    with Sink(bench.sink_binary, bench.work / f"{group}-sink.log", latency_ms) as sink:
-        command, environment = contestant.command(bench.kafka, sink, bench.topic, group, bench.work, tls)
-        log = bench.work / f"{group}-{contestant.name}.log"
+    with Sink(bench.sink_binary, bench.logs / f"{group}-sink.log", latency_ms) as sink:
+        command, environment = contestant.command(bench.kafka, sink, bench.topic, group, bench.logs, tls)
+        log = bench.logs / f"{group}-{contestant.name}.log"
         with Process(contestant.name, command, log, environment) as process, Meter(process.popen.pid) as meter:
             sink.wait_for(bench.records, RUN_SECONDS, process)
-            return figures.bridge_figures(sink.stats(), meter, process.started, bench.records)
+            shown = figures.bridge_figures(sink.stats(), meter, process.started, bench.records)
+        # For whoever asks whether the sink was the limit.
+        shown["sink_cpu_s_per_million"] = usage(sink.process.popen.pid)[0] / (bench.records / 1e6)
+        return shown
 
 
 def raw_parts(bench):
@@ -94,7 +97,7 @@ def raw_parts(bench):
     if not bench.raw:
         return []
     parts = []
-    for way in ("poll", "c-poll", "c-batch"):
+    for way in ("poll", "c-poll", "c-batch", "c-callback"):
         for text, tuned in (("defaults", False), ("tuned", True)):
             parts.append((f"consume ({way}, {text})", lambda way=way, tuned=tuned: bench.raw.consume(
                 bench.kafka, bench.topic, bench.records, way, tuned)))
@@ -105,7 +108,7 @@ def raw_parts(bench):
 
 def raw_publish(bench, in_flight):
     """Publish alone, five times as many messages: it is over too soon otherwise."""
-    with Sink(bench.sink_binary, bench.work / "raw-sink.log") as sink:
+    with Sink(bench.sink_binary, bench.logs / "raw-sink.log") as sink:
         shown = bench.raw.publish(sink, 5 * bench.records, in_flight)
     return {"messages_per_s": shown["messages_per_s"], "cpu_s_per_million": shown["cpu_s"] / (shown["messages"] / 1e6)}
 
@@ -121,10 +124,10 @@ def restart(bench):
 def crash(bench, contestant):
     """One run; what came is compared by set of (partition, offset)."""
     group = bench.fresh("group")
-    record = bench.work / f"{group}-messages"
-    log = bench.work / f"{group}-{contestant.name}.log"
-    with Sink(bench.sink_binary, bench.work / f"{group}-sink.log", record=record) as sink:
-        command, environment = contestant.command(bench.kafka, sink, bench.topic, group, bench.work)
+    record = bench.logs / f"{group}-messages"
+    log = bench.logs / f"{group}-{contestant.name}.log"
+    with Sink(bench.sink_binary, bench.logs / f"{group}-sink.log", record=record) as sink:
+        command, environment = contestant.command(bench.kafka, sink, bench.topic, group, bench.logs)
         with Process(contestant.name, command, log, environment) as process:
             wait_until("half came", lambda: sink.urls() >= bench.records / 2, RUN_SECONDS, process, 0.01)
             process.kill()
@@ -185,11 +188,11 @@ def go_away(bench, contestant):
     feed = bench.kafka.tool(
         "org.apache.kafka.tools.ProducerPerformance", "--topic", topic, "--num-records", records, "--record-size", 80,
         "--throughput", FEED_PER_S, "--producer-props", f"bootstrap.servers={bench.kafka.broker}", "linger.ms=5")
-    with Sink(bench.sink_binary, bench.work / f"{group}-sink.log") as sink:
-        command, environment = contestant.command(bench.kafka, sink, topic, group, bench.work)
-        log = bench.work / f"{group}-{contestant.name}.log"
+    with Sink(bench.sink_binary, bench.logs / f"{group}-sink.log") as sink:
+        command, environment = contestant.command(bench.kafka, sink, topic, group, bench.logs)
+        log = bench.logs / f"{group}-{contestant.name}.log"
         with Process(contestant.name, command, log, environment) as process, \
-                Process("feed", feed, bench.work / f"{group}-feed.log", bench.kafka.environment):
+                Process("feed", feed, bench.logs / f"{group}-feed.log", bench.kafka.environment):
             # 15 s into the feed everyone has found the pace, whatever the start took.
             sink.wait_for(15 * FEED_PER_S, RUN_SECONDS, process)
             left = time.time()
@@ -222,7 +225,7 @@ def after_outage(samples, left, back, duplicates):
 def produce(bench):
     """A file of URLs into a topic, acknowledged by all replicas."""
     kafka = bench.kafka
-    settings = bench.work / "kafka-env-produce"
+    settings = bench.logs / "kafka-env-produce"
     settings.write_text(f"[default]\nbootstrap.servers={kafka.broker}\n[consumer]\ngroup.id=unused\n")
 
     def cdnwarm(topic):
@@ -247,7 +250,7 @@ def fill_topic(bench, command_for):
     """One run with a topic of its own, timed from process start to its end."""
     topic = bench.fresh("produce")
     bench.kafka.make_topic(topic, bench.partitions)
-    process = Process("producer", command_for(topic), bench.work / f"{topic}.log")
+    process = Process("producer", command_for(topic), bench.logs / f"{topic}.log")
     overdue = threading.Timer(RUN_SECONDS, process.popen.send_signal, [signal.SIGKILL])
     overdue.start()
     try:

@@ -61,9 +61,12 @@ class Kafka:
         return [offsets[partition] for partition in range(partitions)]
 
     def warm_up(self, topic):
-        """Reads the topic twice, so that the first contestant meets a broker that was compiled and a full page cache."""
-        for _ in range(2):
-            run(["kcat", "-C", "-b", self.broker, "-t", topic, "-o", "beginning", "-e", "-q", "-f", ""])
+        """Reads the topic twice, so that the first contestant meets a compiled broker and a full page cache.
+
+        As groups: the first group of a broker waits until the topic of committed offsets is made.
+        """
+        for group in ("warm-up-1", "warm-up-2"):
+            run(["kcat", "-G", group, "-b", self.broker, "-X", "auto.offset.reset=earliest", "-e", "-q", "-f", "", topic])
 
     def tool(self, *arguments):
         """The command line of one of Kafka's own tools."""
@@ -111,7 +114,7 @@ class Sink:
 
     def urls(self):
         """How many URLs came so far."""
-        return self.stats()["urls"]
+        return json.loads(self._ask("GET", "/totals"))["urls"]
 
     def reset(self):
         """Begins to count anew."""

@@ -18,7 +18,8 @@ use crate::service::Sink;
 
 const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// Serves `GET /stats`, `POST /reset` and `POST /faults` until `stop`.
+/// Serves `GET /stats`, `GET /totals` (the same without the samples, for asking often), `POST /reset` and
+/// `POST /faults` until `stop`.
 pub async fn serve(listener: TcpListener, sink: Arc<Sink>, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
@@ -46,6 +47,10 @@ async fn answer(request: Request<Incoming>, sink: Arc<Sink>) -> Result<Response<
             let stats = sink.stats().clone();
             (StatusCode::OK, serde_json::to_string(&stats).expect("numbers and lists are JSON"))
         }
+        (&Method::GET, "/totals") => {
+            let totals = sink.stats().totals();
+            (StatusCode::OK, serde_json::to_string(&totals).expect("numbers and lists are JSON"))
+        }
         (&Method::POST, "/reset") => {
             sink.stats().reset();
             (StatusCode::OK, String::new())
@@ -54,7 +59,7 @@ async fn answer(request: Request<Incoming>, sink: Arc<Sink>) -> Result<Response<
             Ok(()) => (StatusCode::OK, String::new()),
             Err(error) => (StatusCode::BAD_REQUEST, error),
         },
-        _ => (StatusCode::NOT_FOUND, "GET /stats, POST /reset or POST /faults\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "GET /stats, GET /totals, POST /reset or POST /faults\n".to_owned()),
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;

@@ -52,6 +52,12 @@ impl Stats {
         };
     }
 
+    /// The same without the samples.
+    #[must_use]
+    pub fn totals(&self) -> Self {
+        Self { samples: Vec::new(), ..*self }
+    }
+
     /// A call has come in.
     pub fn begin_call(&mut self) {
         self.calls_in_flight += 1;

@@ -50,7 +50,7 @@ impl Sink {
     }
 
     fn stat(&self, name: &str) -> u64 {
-        let stats: serde_json::Value = serde_json::from_str(&self.ask("GET", "/stats", "")).unwrap();
+        let stats: serde_json::Value = serde_json::from_str(&self.ask("GET", "/totals", "")).unwrap();
         stats[name].as_u64().unwrap()
     }
 
@@ -153,6 +153,7 @@ async fn counts_acknowledges_and_writes_down() {
     assert_eq!((sink.stat("messages"), sink.stat("urls"), sink.stat("calls")), (2, 4, 1));
     assert_eq!(sink.stat("bytes"), request.len() as u64);
     assert_eq!(sink.stat("calls_not_accepted"), 1);
+    assert!(sink.ask("GET", "/stats", "").contains("\"messages\":2,"));
     sink.ask("POST", "/reset", "");
     assert_eq!(sink.stat("messages"), 0);
 

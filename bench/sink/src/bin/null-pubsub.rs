@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A Pub/Sub over plain-text gRPC that counts, acknowledges and fails on demand.
 ///
-/// Prints `listening HOST:PORT control HOST:PORT` once it serves. The control side answers GET /stats, POST /reset and
-/// POST /faults.
+/// Prints `listening HOST:PORT control HOST:PORT` once it serves. The control side answers GET /stats, GET /totals,
+/// POST /reset and POST /faults.
 #[derive(Debug, Parser)]
 struct Args {
     /// Where the Publisher listens.

@@ -1,5 +1,6 @@
 //! The ceiling of consuming: librdkafka reads a topic from its start and every record is dropped at once.
 
+use std::ffi::c_void;
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use rdkafka::bindings as sys;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Message as _, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 /// Reads a topic once, from its start and without a group, and prints as JSON how fast that went.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ enum Way {
     CPoll,
     /// `rd_kafka_consume_batch_queue`, up to 10,000 records a call.
     CBatch,
+    /// `rd_kafka_consume_callback_queue`: all that is queued at once, one call back a record.
+    CCallback,
 }
 
 /// No record for so long is a failure.
@@ -65,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         Way::Poll => poll(&consumer, &mut meter)?,
         Way::CPoll => c_poll(&consumer, &mut meter)?,
         Way::CBatch => c_batch(&consumer, &mut meter)?,
+        Way::CCallback => c_callback(&consumer, &mut meter)?,
     }
     println!("{}", meter.report(started)?);
     Ok(())
@@ -118,6 +122,29 @@ fn c_batch(consumer: &BaseConsumer, meter: &mut Meter) -> anyhow::Result<()> {
             ensure!(error == 0, "librdkafka's error {error}");
             meter.add(1, length);
         }
+    }
+    // SAFETY: the queue is ours and nobody uses it any more.
+    unsafe { sys::rd_kafka_queue_destroy(queue) };
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "measures librdkafka below the crate that makes it safe")]
+fn c_callback(consumer: &BaseConsumer, meter: &mut Meter) -> anyhow::Result<()> {
+    // SAFETY: librdkafka hands in a valid message, which stays its own, and the meter that is lent below.
+    unsafe extern "C" fn add(record: *mut sys::rd_kafka_message_t, meter: *mut c_void) {
+        unsafe {
+            if (*record).err as i32 == 0 {
+                (*meter.cast::<Meter>()).add(1, (*record).len);
+            }
+        }
+    }
+    // SAFETY: the client outlives the queue, which is let go below.
+    let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+    while !meter.is_done() {
+        let lent = ptr::from_mut(meter).cast();
+        // SAFETY: the callback is done with the meter when the call returns.
+        let served = unsafe { sys::rd_kafka_consume_callback_queue(queue, timeout_ms(), Some(add), lent) };
+        ensure!(served > 0, "no record for {PATIENCE:?}");
     }
     // SAFETY: the queue is ours and nobody uses it any more.
     unsafe { sys::rd_kafka_queue_destroy(queue) };
