@@ -3,18 +3,24 @@
 #
 #   kafka-local.sh install                  fetches the jars from Maven Central (needs java and mvn)
 #   kafka-local.sh start                    starts a new, empty broker and waits until it serves
-#   kafka-local.sh stop                     stops it
+#   kafka-local.sh stop                     stops it cleanly
+#   kafka-local.sh kill                     ends it as a crash would
+#   kafka-local.sh resume                   starts the broker that was stopped or killed, with its data, on its ports
 #   kafka-local.sh topic NAME [PARTITIONS]  creates a topic, of 6 partitions by default
 #   kafka-local.sh tool CLASS ARGUMENT...   runs one of Kafka's command-line tools
 #
 # Everything is kept under $KAFKA_LOCAL_DIR, and the jars in $KAFKA_LOCAL_LIB, which several brokers may share.
 # `start` chooses free ports, so several brokers may run at once, each in a directory of its own, and writes there:
 #
-#   ports                 the ports, as shell assignments: PLAINTEXT_PORT, SASL_SSL_PORT, CONTROLLER_PORT
+#   ports                 the ports, as shell assignments: PLAINTEXT_PORT, SASL_SSL_PORT, CONTROLLER_PORT, PROXIED_PORT
 #   kafka-env             the SASL_SSL listener as a file for cdnwarm, with the broker's certificate authority
 #   kafka-env-system-ca   the same without it: the authority is looked for where the system keeps its own
 #   ca.pem                that authority, made anew at each start
-#   kafka.log, pid        the broker's log and process id
+#   kafka.log, pid        the broker's log, since `start`, and its process id
+#
+# PROXIED_PORT is a plain-text listener for a proxy in between: it tells clients to come to the port that
+# $KAFKA_LOCAL_ADVERTISED_PORT named at `start`, and without that to its own. $KAFKA_LOCAL_PROPERTIES are further lines
+# for server.properties.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -87,9 +93,9 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$CONTROLLER_PORT
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$PLAINTEXT_PORT,SASL_SSL://127.0.0.1:$SASL_SSL_PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$PLAINTEXT_PORT,SASL_SSL://localhost:$SASL_SSL_PORT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
+listeners=PLAINTEXT://127.0.0.1:$PLAINTEXT_PORT,PROXIED://127.0.0.1:$PROXIED_PORT,SASL_SSL://127.0.0.1:$SASL_SSL_PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$PLAINTEXT_PORT,PROXIED://127.0.0.1:${KAFKA_LOCAL_ADVERTISED_PORT:-$PROXIED_PORT},SASL_SSL://localhost:$SASL_SSL_PORT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SASL_SSL:SASL_SSL
 inter.broker.listener.name=PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required username="$user" password="$quoted" user_$user="$quoted";
@@ -105,6 +111,7 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
+${KAFKA_LOCAL_PROPERTIES:-}
 PROPERTIES
 }
 
@@ -126,17 +133,24 @@ auto.offset.reset=latest"
 
 # Starts the broker on ports of its own; fails when it ends before it serves.
 try_to_start() {
-    read -r PLAINTEXT_PORT SASL_SSL_PORT CONTROLLER_PORT < <(free_ports 3)
+    read -r PLAINTEXT_PORT PROXIED_PORT SASL_SSL_PORT CONTROLLER_PORT < <(free_ports 4)
     rm -rf "$dir/data"
     write_server_properties
     run_java kafka.tools.StorageTool format --cluster-id "$(run_java kafka.tools.StorageTool random-uuid)" \
         --config "$dir/server.properties" >"$dir/format.log" 2>&1 || { cat "$dir/format.log" >&2; return 1; }
+    : >"$dir/kafka.log"
+    run_broker
+}
 
+# Runs the broker on the data and the ports that are there; fails when it ends before it serves.
+run_broker() {
+    local started_before
+    started_before=$(grep -c 'Kafka Server started' "$dir/kafka.log" || true)
     java -Xms256m -Xmx768m -Dlog4j2.configurationFile="$dir/log4j2.yaml" -cp "$lib/*" \
-        kafka.Kafka "$dir/server.properties" >"$dir/kafka.log" 2>&1 </dev/null &
+        kafka.Kafka "$dir/server.properties" >>"$dir/kafka.log" 2>&1 </dev/null &
     echo $! >"$dir/pid"
     local deadline=$((SECONDS + 120))
-    until grep -q 'Kafka Server started' "$dir/kafka.log"; do
+    until (($(grep -c 'Kafka Server started' "$dir/kafka.log") > started_before)); do
         if ! is_running || ((SECONDS > deadline)); then
             tail -20 "$dir/kafka.log" >&2
             stop_broker
@@ -156,9 +170,31 @@ start_broker() {
     write_certificates
     # A second try, for the case that somebody took a port in between.
     try_to_start || try_to_start || { echo "Kafka did not start; see $dir/kafka.log." >&2; exit 1; }
-    printf '%s\n' "PLAINTEXT_PORT=$PLAINTEXT_PORT" "SASL_SSL_PORT=$SASL_SSL_PORT" "CONTROLLER_PORT=$CONTROLLER_PORT" \
-        >"$dir/ports"
+    write_ports
     write_kafka_env
+    say_where
+}
+
+resume_broker() {
+    [[ -d $dir/data && -f $dir/server.properties ]] || { echo "There is no broker's data in $dir." >&2; exit 1; }
+    if is_running; then
+        echo "A broker already runs in $dir." >&2
+        exit 1
+    fi
+    # In the order in which write_server_properties names them.
+    read -r PLAINTEXT_PORT PROXIED_PORT SASL_SSL_PORT CONTROLLER_PORT < <(
+        grep '^listeners=' "$dir/server.properties" | grep -o ':[0-9]\+' | tr -d ':' | paste -sd ' ')
+    run_broker || { echo "Kafka did not start again; see $dir/kafka.log." >&2; exit 1; }
+    write_ports
+    say_where
+}
+
+write_ports() {
+    printf '%s\n' "PLAINTEXT_PORT=$PLAINTEXT_PORT" "SASL_SSL_PORT=$SASL_SSL_PORT" "CONTROLLER_PORT=$CONTROLLER_PORT" \
+        "PROXIED_PORT=$PROXIED_PORT" >"$dir/ports"
+}
+
+say_where() {
     echo "Kafka serves on localhost:$SASL_SSL_PORT (SASL_SSL) and 127.0.0.1:$PLAINTEXT_PORT (PLAINTEXT)."
 }
 
@@ -167,8 +203,9 @@ is_running() {
     [[ -f $dir/pid ]] && grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$(cat "$dir/pid")/status"
 }
 
+# Ends the broker with the signal $1.
 stop_broker() {
-    local signal=TERM deadline=$((SECONDS + 30))
+    local signal=${1:-TERM} deadline=$((SECONDS + 30))
     while is_running; do
         if ((SECONDS > deadline)); then signal=KILL; fi
         kill -s "$signal" "$(cat "$dir/pid")" 2>/dev/null || true
@@ -186,7 +223,7 @@ bootstrap_server() {
 }
 
 usage() {
-    sed -n '3,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '3,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -195,7 +232,9 @@ mkdir -p "$dir"
 case $1 in
 install) install_jars ;;
 start) start_broker ;;
+resume) resume_broker ;;
 stop) stop_broker ;;
+kill) stop_broker KILL ;;
 topic)
     (($# >= 2)) || usage
     bootstrap=$(bootstrap_server)
