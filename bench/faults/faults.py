@@ -29,6 +29,7 @@ def arguments():
     parser.add_argument("--seed", type=int, help="chaos: repeats the faults of an earlier run")
     parser.add_argument("--strategy", choices=["range", "cooperative-sticky"], action="append",
                         help="chaos, cycles: only this one (default both)")
+    parser.add_argument("--static", action="store_true", help="chaos: members have a --group-instance-id each")
     parser.add_argument("--minutes", type=float, default=15, help="outage: how long Pub/Sub is away in the long form "
                                                                   "(default %(default)s)")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
