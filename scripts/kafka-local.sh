@@ -244,7 +244,8 @@ topic)
 tool)
     (($# >= 2)) || usage
     shift
-    run_java "$@"
+    # In place of this script, so that whoever ends the script ends the tool.
+    exec java -Dlog4j2.configurationFile="$dir/log4j2.yaml" -cp "$lib/*" "$@"
     ;;
 *) usage ;;
 esac
