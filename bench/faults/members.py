@@ -112,17 +112,16 @@ class Member:
 def reported(lines):
     """{(partition, offset): reason} of the records that log lines name as given up.
 
-    A line does so by a field `partition` with `offset` (a number, or ranges such as `5-9,12`), or with `first_offset`
-    and `last_offset`, and by a field `reason`.
+    A line does so by the fields `partition`, `offset` (a number, or ranges such as `5-9,12`) and `reason`; the reason of
+    a batch that cannot be read ends the range with `up to offset N`.
     """
     places = {}
     for line in lines:
         if "partition" not in line or "reason" not in line:
             continue
-        if "first_offset" in line and "last_offset" in line:
-            offsets = range(int(line["first_offset"]), int(line["last_offset"]) + 1)
-        else:
-            offsets = expand(str(line.get("offset", line.get("offsets", ""))).encode())
+        offsets = expand(str(line.get("offset", "")).encode())
+        if last := re.search(r"up to offset (\d+)", str(line["reason"])):
+            offsets = range(min(offsets), int(last.group(1)) + 1)
         places.update({(int(line["partition"]), offset): str(line["reason"]) for offset in offsets})
     return places
 
