@@ -90,6 +90,8 @@ class Proxy:
         self.connections.add(connection)
         try:
             await asyncio.gather(self._copy(client_reader, server), self._copy(server_reader, client))
+        except ConnectionAbortedError:
+            pass
         finally:
             self.connections.discard(connection)
             client.transport.abort()
@@ -109,4 +111,4 @@ class Proxy:
         except (OSError, RuntimeError):
             # One direction is broken: end the other, too.
             writer.transport.abort()
-            raise asyncio.CancelledError from None
+            raise ConnectionAbortedError from None

@@ -182,29 +182,30 @@ impl<C: ConsumerContext> Records<C> {
     }
 
     /// Gives records that are there to `take`, until it breaks off; waits at most `wait` for the first. They are those of
-    /// all partitions; `partition` is any that is routed here.
+    /// all partitions; `partition` is any that is routed here. False where there was none.
     pub(super) fn take(
         &self,
         partition: i32,
         wait: Duration,
         take: &mut dyn FnMut(Fetched<'_>) -> ControlFlow<()>,
-    ) {
+    ) -> bool {
         let wait_ms = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
         let mut call = Call { take, panic: None };
         // SAFETY: the topic is ours. `give` is called before this returns, never after, with what is lent here. Of
         // librdkafka's calls that take records in bulk, it is the one with a bound; it follows the partition's route.
-        unsafe {
+        let served = unsafe {
             sys::rd_kafka_consume_callback(
                 self.topic.as_ptr(),
                 partition,
                 wait_ms,
                 Some(give),
                 ptr::from_mut(&mut call).cast(),
-            );
-        }
+            )
+        };
         if let Some(panic) = call.panic {
             resume_unwind(panic);
         }
+        served > 0
     }
 }
 

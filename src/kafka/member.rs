@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -73,6 +74,8 @@ pub(super) struct Member<C: Collect> {
     reading: BTreeMap<i32, Reading>,
     /// The partition that was last asked for records.
     asked: i32,
+    /// Whether there was nothing to take at some time since the last look.
+    drained: bool,
     /// Partitions, paused, that may have a batch that cannot be read.
     searches: BTreeMap<i32, Search>,
     /// Whether all partitions are paused, because downstream does not keep up.
@@ -159,6 +162,7 @@ impl<C: Collect> Member<C> {
             records: 0,
             reading: BTreeMap::new(),
             asked: -1,
+            drained: false,
             searches: BTreeMap::new(),
             paused: false,
             client,
@@ -176,6 +180,7 @@ impl<C: Collect> Member<C> {
             // Nobody listens any more only where the role is gone already.
             let _ = failure.send(error);
         }
+        self.forget_unanswered_commit();
         let Self { consumer, events, fetched, offsets, batches, starts, .. } = self;
         drop(batches);
         let left = offsets.wait_idle(None, STOP_LIMIT);
@@ -240,7 +245,9 @@ impl<C: Collect> Member<C> {
         let wait_for_event = match after.map(|(partition, _)| *partition) {
             Some(partition) => {
                 self.asked = partition;
-                self.fetched.clone().take(partition, wait, &mut |fetched| self.take(fetched, &mut failures));
+                let fetched = self.fetched.clone();
+                let any = fetched.take(partition, wait, &mut |fetched| self.take(fetched, &mut failures));
+                self.drained |= !any;
                 Duration::ZERO
             }
             // Without partitions only an event can come.
@@ -418,6 +425,7 @@ impl<C: Collect> Member<C> {
                     "revoked with records in flight; their next owner delivers them again"
                 );
             }
+            self.forget_unanswered_commit();
             commit_now(&self.consumer, &self.offsets, &self.starts);
             self.state.revoked.fetch_add(1, Ordering::Relaxed);
         }
@@ -460,7 +468,7 @@ impl<C: Collect> Member<C> {
         if self.committing_since.is_some_and(|since| since.elapsed() < COMMIT_LIMIT) {
             return;
         }
-        self.committing_since = None;
+        self.forget_unanswered_commit();
         let moved = self.offsets.take_committable();
         if moved.is_empty() {
             return;
@@ -476,6 +484,15 @@ impl<C: Collect> Member<C> {
                 for (partition, _) in moved {
                     self.offsets.not_committed(partition);
                 }
+            }
+        }
+    }
+
+    /// What a commit without an answer holds counts as not committed: the next one has it again.
+    fn forget_unanswered_commit(&mut self) {
+        if self.committing_since.take().is_some() {
+            for partition in self.reading.keys() {
+                self.offsets.not_committed(*partition);
             }
         }
     }
@@ -509,10 +526,13 @@ impl<C: Collect> Member<C> {
                 state.high_watermark = Some(high);
             }
         }
-        if self.state.trouble().is_some()
-            && self.consumer.client().fetch_metadata(Some(&self.topic), LOOK_INTERVAL).is_ok()
-        {
-            *self.state.trouble() = None;
+        if self.state.trouble().is_some() {
+            let metadata = self.consumer.client().fetch_metadata(Some(&self.topic), LOOK_INTERVAL);
+            let is_there =
+                |metadata: Metadata| metadata.topics().first().is_some_and(|t| t.error().is_none());
+            if metadata.is_ok_and(is_there) {
+                *self.state.trouble() = None;
+            }
         }
     }
 
@@ -571,7 +591,7 @@ impl<C: Collect> Member<C> {
     fn lost(&mut self, partition: i32, at: i64, reason: &str) -> anyhow::Result<()> {
         let Some(Reading { next, .. }) = self.reading.get(&partition).copied() else { return Ok(()) };
         let made_anew = self.starts.is_made_anew(&self.consumer);
-        let (low, high) = self.starts.range(&self.consumer, partition)?;
+        let (low, high) = self.range(partition)?;
         if !made_anew && (low..=high).contains(&next) {
             // It asked for another offset than we did.
             tracing::warn!(
@@ -594,6 +614,21 @@ impl<C: Collect> Member<C> {
         let assignment = self.offsets.assign(partition, low, false);
         self.reading.insert(partition, Reading::at(assignment, low));
         self.go_on_from(partition, low)
+    }
+
+    /// The first and the next offset of a partition, asked for until the cluster answers.
+    fn range(&self, partition: i32) -> anyhow::Result<(i64, i64)> {
+        let deadline = Instant::now() + START_LIMIT.min(self.max_poll_interval / 2);
+        loop {
+            self.state.rounds.fetch_add(1, Ordering::Relaxed);
+            match self.starts.range(&self.consumer, partition) {
+                Err(error) if Instant::now() < deadline && !self.is_over() => {
+                    tracing::warn!("trying again: {error:#}")
+                }
+                answer => return answer,
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Has an assigned partition read from elsewhere.
@@ -645,7 +680,9 @@ impl<C: Collect> Member<C> {
 
     /// Partitions that have records and give none.
     fn find_silent(&mut self) -> anyhow::Result<()> {
-        if self.state.trouble().is_some() || self.paused {
+        // Where records wait to be taken, a partition may be quiet because its turn has not come.
+        let drained = std::mem::take(&mut self.drained);
+        if self.state.trouble().is_some() || self.paused || !drained {
             self.reading.values_mut().for_each(|reading| reading.seen.1 = 0);
             return Ok(());
         }
@@ -702,7 +739,7 @@ impl<C: Collect> Member<C> {
 
     /// A record came whose offset was passed already: said twice, or another record in a topic made anew.
     fn went_back(&mut self, partition: i32, offset: i64) -> anyhow::Result<()> {
-        let (_, high) = self.starts.range(&self.consumer, partition)?;
+        let (_, high) = self.range(partition)?;
         match self.reading.get(&partition) {
             Some(reading) if high < reading.next => {
                 self.lost(partition, offset, "an offset came that was passed already")
