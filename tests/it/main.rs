@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
 mod bad_input;
+mod bridge_faults;
+mod bridge_life;
+mod bridge_poison;
 mod demo;
 mod edge;
 mod embedded_pubsub;

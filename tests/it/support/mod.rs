@@ -3,6 +3,8 @@
 pub(crate) mod origin;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod publisher;
+pub(crate) mod records;
 pub(crate) mod stand;
 
 use std::time::Duration;

@@ -58,12 +58,27 @@ impl Kafka {
 
     /// A topic on an embedded Kafka, whatever the environment says.
     pub(crate) fn start_embedded() -> Self {
+        Self::start_embedded_with(PARTITIONS)
+    }
+
+    /// As [`Kafka::start_embedded`], with so many partitions.
+    pub(crate) fn start_embedded_with(partitions: i32) -> Self {
         let topic = unique("urls");
         let embedded = EmbeddedKafka::start().unwrap();
-        embedded.create_topic(&topic, PARTITIONS).unwrap();
+        embedded.create_topic(&topic, partitions).unwrap();
         let servers = embedded.bootstrap_servers().unwrap();
         let properties = vec![("bootstrap.servers".to_owned(), servers)];
         Self { embedded: Some(embedded), folder: tempfile::tempdir().unwrap(), properties, topic }
+    }
+
+    /// Every client from here on has this property, too.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.properties.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// What any client needs in order to connect.
+    pub(crate) fn client(&self) -> ClientConfig {
+        self.properties.iter().cloned().collect()
     }
 
     /// A kafka-env file with a group of its own and these further consumer properties.
@@ -74,10 +89,17 @@ impl Kafka {
         }
         text.push_str(&format!("[consumer]\ngroup.id={}\n", unique("group")));
         // The death of a killed member is noticed sooner than after 45 s: as soon as a real broker allows, and sooner
-        // on the embedded one, which makes each new member wait nearly as long for one that has left.
-        let session_timeout = if self.embedded.is_some() { "3000" } else { "6000" };
-        let quick = [("session.timeout.ms", session_timeout), ("heartbeat.interval.ms", "300")];
-        for (name, value) in quick.iter().chain(consumer) {
+        // on the embedded one, which makes each new member wait nearly as long for one that has left. It also answers a
+        // fetch that found nothing only when its time is over, whatever has come in between.
+        let (session_timeout, fetch_wait) =
+            if self.embedded.is_some() { ("3000", "20") } else { ("6000", "500") };
+        let quick = [
+            ("session.timeout.ms", session_timeout),
+            ("heartbeat.interval.ms", "300"),
+            ("fetch.wait.max.ms", fetch_wait),
+        ];
+        let quick = quick.iter().filter(|(name, _)| consumer.iter().all(|(other, _)| other != name));
+        for (name, value) in quick.chain(consumer) {
             text.push_str(&format!("{name}={value}\n"));
         }
         let path = self.folder.path().join(unique("kafka-env"));
@@ -94,7 +116,7 @@ impl Kafka {
 
     /// Produces one record as any client would, whatever is in it.
     pub(crate) async fn produce(&self, value: Option<&[u8]>, headers: &[(&str, &[u8])]) {
-        let mut client: ClientConfig = self.properties.iter().cloned().collect();
+        let mut client = self.client();
         client.set("message.max.bytes", "20000000");
         let producer: FutureProducer = client.create().unwrap();
         let all = headers.iter().fold(OwnedHeaders::new(), |all, (name, value)| {
@@ -222,7 +244,7 @@ impl Pull<'_> {
 }
 
 /// A name that no other test, and no other run against the same cluster, uses.
-fn unique(what: &str) -> String {
+pub(crate) fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     format!("{what}-{}-{}-{}", std::process::id(), now.as_millis(), COUNT.fetch_add(1, Ordering::Relaxed))
