@@ -263,9 +263,9 @@ impl Pack {
     fn takes(&self, offset: i64, value: &[u8], options: &Options) -> bool {
         let (first, last) = self.range;
         let ranges_bytes = if offset == last + 1 {
-            self.ranges.len() + range(first, offset).len()
+            self.ranges.len() + range_bytes(first, offset)
         } else {
-            self.ranges.len() + range(first, last).len() + 1 + range(offset, offset).len()
+            self.ranges.len() + range_bytes(first, last) + 1 + range_bytes(offset, offset)
         };
         ranges_bytes <= MAX_VALUE_BYTES
             && self.data.len() + LINE_END.len() + value.len() <= MAX_PACK_BYTES
@@ -293,6 +293,12 @@ pub(super) const LINE_END: &[u8] = b"\r\n";
 
 fn range(first: i64, last: i64) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
+}
+
+/// How long that text is, without making it: asked for each record of a pack.
+fn range_bytes(first: i64, last: i64) -> usize {
+    let digits = |offset: i64| 1 + offset.checked_ilog10().unwrap_or_default() as usize;
+    digits(first) + if first == last { 0 } else { 1 + digits(last) }
 }
 
 /// Whether a value may be a line among others. The only look inside a value.
@@ -446,6 +452,13 @@ pub(super) mod tests {
         for index in 0..batch.request.len() {
             let attributes = batch.request.message(index).unwrap().attributes;
             assert!(attributes["kafka-offset"].len() <= 1024);
+        }
+    }
+
+    #[test]
+    fn a_range_is_as_long_as_it_is_said_to_be() {
+        for (first, last) in [(0, 0), (0, 9), (9, 10), (99, 1_000), (i64::MAX - 1, i64::MAX), (17, 17)] {
+            assert_eq!(range_bytes(first, last), range(first, last).len(), "{first} {last}");
         }
     }
 
