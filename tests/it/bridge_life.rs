@@ -204,7 +204,11 @@ async fn one_of_two_is_killed(strategy: &str) {
     eventually("both have partitions", both).await;
     let killing = async {
         published(&publisher, 1_000).await;
+        // Long enough for a bridge to commit, if it did so without an answer to its calls.
+        publisher.delay(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(500)).await;
         killed.kill_hard().await;
+        publisher.delay(Duration::from_millis(20));
     };
     tokio::join!(killing, produce_ahead(&mut source, &publisher, 4_000, 500));
     publisher.until(&source.all).await;

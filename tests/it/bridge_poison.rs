@@ -21,6 +21,9 @@ const REFUSED: &str = "refuse me";
 const GOOD: &[u8] = b"http://cdn.example.com/good";
 const SECRET: &str = "Bearer 0123456789abcdef";
 
+/// A dead letter's value, and its attributes or headers.
+type Letter = (Option<Vec<u8>>, HashMap<String, Vec<u8>>);
+
 /// A kind of poison, and what its dead letter says about it.
 struct Poison {
     value: Option<Vec<u8>>,
@@ -97,8 +100,8 @@ impl Poisoned {
         assert!(!said.contains(SECRET) && !said.contains(&BASE64.encode(SECRET)), "a secret in the log");
     }
 
-    /// Checks dead letters, given as their values and attributes or headers.
-    fn are_all(&self, letters: &[(Option<Vec<u8>>, HashMap<String, Vec<u8>>)]) {
+    /// Checks that these are the dead letters, each once and with all that it should say.
+    fn are_all(&self, letters: &[Letter]) {
         let mut seen = BTreeSet::new();
         for (value, attributes) in letters {
             let text = |name: &str| {
@@ -121,7 +124,7 @@ impl Poisoned {
     }
 }
 
-/// An embedded Publisher that refuses one message of the poison.
+/// Refuses the one kind of poison that only Pub/Sub objects to.
 async fn publisher() -> Publisher {
     let publisher = Publisher::start().await;
     publisher.refuse(TOPIC, REFUSED);
@@ -220,8 +223,8 @@ async fn dead_letters_that_would_come_round_again_are_an_error_of_usage() {
     }
 }
 
-/// All records of a topic with one partition, which has so many: values and headers.
-fn read_all(kafka: &Kafka, topic: &str, count: usize) -> Vec<(Option<Vec<u8>>, HashMap<String, Vec<u8>>)> {
+/// All records of a topic with one partition, which has so many: as letters.
+fn read_all(kafka: &Kafka, topic: &str, count: usize) -> Vec<Letter> {
     let consumer: BaseConsumer = kafka.client().set("group.id", "reader").create().unwrap();
     let mut start = TopicPartitionList::new();
     start.add_partition_offset(topic, 0, Offset::Beginning).unwrap();

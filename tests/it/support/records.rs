@@ -17,7 +17,7 @@ use super::{PATIENCE, eventually};
 /// Partition and offset.
 pub(crate) type Coordinates = (i32, i64);
 
-/// The read end of the tests' topic: writes records and remembers where they came to stand.
+/// Writes records into a test's topic and remembers where they came to stand.
 pub(crate) struct Source<'a> {
     kafka: &'a Kafka,
     producer: FutureProducer,
