@@ -254,8 +254,13 @@ fn attributes(kafka_topic: &str, letter: &Undeliverable) -> Vec<Vec<u8>> {
     let mut dropped = 0_usize;
     let coordinates = coordinates(kafka_topic, &letter.record, &letter.reason);
     let own = coordinates.iter().map(|(name, value)| ((*name).to_owned(), Some(value.as_bytes())));
-    // Of a repeated header the last counts, so they are looked at from the end.
-    let headers = letter.record.headers.iter().rev().map(|h| (h.name.clone(), h.value.as_deref()));
+    // Of a repeated header the last counts, so they are looked at from the end; options before foreign headers.
+    let headers = |options: bool| {
+        let wanted =
+            letter.record.headers.iter().rev().filter(move |h| h.name.starts_with("warm-") == options);
+        wanted.map(|h| (h.name.clone(), h.value.as_deref()))
+    };
+    let headers = headers(true).chain(headers(false));
     for (name, value) in own.chain(headers) {
         let value = std::str::from_utf8(value.unwrap_or_default());
         let fits = names.len() < MAX_ATTRIBUTES - 1
