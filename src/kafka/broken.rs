@@ -23,6 +23,10 @@ use super::events::{Event, Events, Failure, Records};
 const FIRST_ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// The same once the silence is known.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// Before silence is believed, both ends of it are asked again for this long.
+const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(8);
+/// A wait of 20 ms that took this long: the process stood still, and nothing can be said.
+const STANDSTILL: Duration = Duration::from_secs(1);
 /// How often an answer that means nothing is asked for again.
 const TRIES: usize = 6;
 
@@ -112,9 +116,13 @@ struct Probe {
 /// What is at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
-    /// A record here, or behind it where this one is no longer kept; or the end.
+    /// A record here, or behind it where this one is no longer kept.
     Readable,
+    /// The end of the partition.
+    End,
     Broken(String),
+    /// No answer at all.
+    Silent,
 }
 
 impl Probe {
@@ -134,32 +142,62 @@ impl Probe {
     }
 
     /// Gallops until an offset can be read, then narrows down to the first one that can.
+    ///
+    /// Silence alone proves nothing: a slow disk is silent, too. It counts only between records that can be read, and only
+    /// where it goes on when it is listened to for long.
     fn search(&self, next: i64) -> anyhow::Result<Option<Broken>> {
-        let Answer::Broken(error) = self.ask(next, FIRST_ANSWER_LIMIT)? else { return Ok(None) };
-        let (mut broken, mut step) = (next, 1);
-        let mut readable = loop {
-            let offset = next + step;
-            match self.ask(offset, ANSWER_LIMIT)? {
-                Answer::Readable => break offset,
-                Answer::Broken(_) => broken = offset,
+        let mut silent = false;
+        let mut is_broken = |answer: Answer| match answer {
+            Answer::Broken(error) => Some(error),
+            Answer::Silent => {
+                silent = true;
+                Some("its records cannot be told apart, though its frame is whole".to_owned())
             }
+            Answer::Readable | Answer::End => None,
+        };
+        let Some(error) = is_broken(self.ask(next, FIRST_ANSWER_LIMIT)?) else { return Ok(None) };
+        let (mut broken, mut step) = (next, 1);
+        let (mut readable, mut behind) = loop {
+            let offset = next + step;
+            let answer = self.ask(offset, ANSWER_LIMIT)?;
+            if is_broken(answer.clone()).is_none() {
+                break (offset, answer);
+            }
+            broken = offset;
             step = step * 2 + 1;
         };
         while readable - broken > 1 {
             let middle = broken + (readable - broken) / 2;
-            match self.ask(middle, ANSWER_LIMIT)? {
-                Answer::Readable => readable = middle,
-                Answer::Broken(_) => broken = middle,
+            let answer = self.ask(middle, ANSWER_LIMIT)?;
+            if is_broken(answer.clone()).is_none() {
+                (readable, behind) = (middle, answer);
+            } else {
+                broken = middle;
             }
         }
-        Ok(Some(Broken { first: next, end: readable.min(self.high()?), error }))
+        let end = readable.min(self.high()?);
+        if silent {
+            if behind != Answer::Readable {
+                bail!(
+                    "{}/{} is silent from offset {next} to its end, which may be slowness",
+                    self.topic,
+                    self.partition
+                );
+            }
+            for offset in [next, end - 1] {
+                if matches!(self.ask(offset, LAST_ANSWER_LIMIT)?, Answer::Readable | Answer::End) {
+                    bail!("{}/{} answers at offset {offset} after all", self.topic, self.partition);
+                }
+            }
+        }
+        Ok(Some(Broken { first: next, end, error }))
     }
 
     /// # Errors
     /// No answer that means something, or nobody wants to know any more.
     fn ask(&self, offset: i64, limit: Duration) -> anyhow::Result<Answer> {
         if offset >= self.high()? {
-            return Ok(Answer::Readable);
+            return Ok(Answer::End);
         }
         for _ in 0..TRIES {
             if let Some(answer) = self.ask_once(offset, limit)? {
@@ -183,6 +221,7 @@ impl Probe {
             }
             self.fetched.route(self.partition);
             let mut first = None;
+            let turn = Instant::now();
             self.fetched.take(self.partition, Duration::from_millis(20), &mut |fetched| {
                 let (_, found) = fetched.position();
                 first = Some(fetched.failure().map_or(Ok(found), Err));
@@ -191,10 +230,11 @@ impl Probe {
             let said = match (first, self.events.poll(Duration::ZERO)) {
                 (Some(Ok(found)), _) => return Ok((found >= offset).then_some(Answer::Readable)),
                 (Some(Err(failure)), _) | (None, Some(Event::Failed(failure))) => failure,
+                (None, _) if turn.elapsed() >= STANDSTILL => return Ok(None),
                 (None, _) => continue,
             };
             match said {
-                Failure { code: RDKafkaErrorCode::PartitionEOF, .. } => return Ok(Some(Answer::Readable)),
+                Failure { code: RDKafkaErrorCode::PartitionEOF, .. } => return Ok(Some(Answer::End)),
                 Failure { code, at: Some((_, from)), reason, .. }
                     if is_suspicious(code) && (0..=offset).contains(&from) =>
                 {
@@ -206,8 +246,7 @@ impl Probe {
                 Failure { at: None, .. } => away = true,
             }
         }
-        let silent = "its records cannot be told apart, though its frame is whole".to_owned();
-        Ok((!away).then_some(Answer::Broken(silent)))
+        Ok((!away).then_some(Answer::Silent))
     }
 
     fn high(&self) -> anyhow::Result<i64> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rdkafka::config::ClientConfig;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Receipt;
 use super::member::Member;
@@ -119,6 +119,8 @@ pub(crate) struct Consumer<B> {
     batches: mpsc::Receiver<B>,
     offsets: Arc<Offsets>,
     state: Arc<State>,
+    /// Cancelled once there will be no more batches than those that wait already.
+    finishing: CancellationToken,
     /// Why it ends, before the last commit and the good-bye.
     failed: oneshot::Receiver<anyhow::Error>,
     /// Sent, or dropped by a panic, once it has ended.
@@ -160,6 +162,8 @@ impl<B: Send + 'static> Consumer<B> {
         let (sender, batches) = mpsc::channel(BATCHES_WAITING);
         let (result, ended) = oneshot::channel();
         let (failure, failed) = oneshot::channel();
+        let finishing = CancellationToken::new();
+        let guard = finishing.clone().drop_guard();
         let (offsets, state) = (Arc::new(Offsets::default()), Arc::new(State::default()));
         let runtime = tokio::runtime::Handle::current();
         let (its_offsets, its_state) = (offsets.clone(), state.clone());
@@ -167,13 +171,14 @@ impl<B: Send + 'static> Consumer<B> {
         std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
             .spawn(move || {
-                let outcome = Member::join(config, collect, its_offsets, its_state, sender, runtime, stop)
+                let out = Outlet { batches: sender, _finishing: guard };
+                let outcome = Member::join(config, collect, its_offsets, its_state, out, runtime, stop)
                     .map(|member| member.run(failure));
                 // Nobody listens any more only where the role is gone already.
                 let _ = result.send(outcome);
             })
             .context("starting the Kafka thread")?;
-        Ok(Self { batches, offsets, state, failed, ended })
+        Ok(Self { batches, offsets, state, finishing, failed, ended })
     }
 
     /// The next records, of any partitions; none once the consumer stops. Cancel safe.
@@ -184,6 +189,11 @@ impl<B: Send + 'static> Consumer<B> {
     /// Where to give receipts back.
     pub(crate) fn acknowledger(&self) -> Done {
         Done(self.offsets.clone())
+    }
+
+    /// Is cancelled once [`Consumer::next`] gives only what waits already: the consumer was stopped, or has failed.
+    pub(crate) fn finishing(&self) -> CancellationToken {
+        self.finishing.clone()
     }
 
     /// How the consumer is doing.
@@ -210,6 +220,12 @@ impl<B: Send + 'static> Consumer<B> {
             ended = &mut ended => ended.map_err(|_| panicked())?,
         }
     }
+}
+
+/// The thread's end: where batches go.
+pub(super) struct Outlet<B> {
+    pub(super) batches: mpsc::Sender<B>,
+    pub(super) _finishing: DropGuard,
 }
 
 /// Looks at a consumer from outside its thread; cheap to clone.

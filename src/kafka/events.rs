@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
@@ -94,6 +94,13 @@ impl<C: ConsumerContext> Events<C> {
         // copied before the event is destroyed.
         Some(unsafe {
             match sys::rd_kafka_event_type(raw) {
+                // Every partition is routed elsewhere before it is assigned. A record here would be lost in silence.
+                sys::RD_KAFKA_EVENT_FETCH => Event::Failed(Failure {
+                    code: RDKafkaErrorCode::Fail,
+                    reason: "a record came outside of its queue".to_owned(),
+                    fatal: true,
+                    at: None,
+                }),
                 sys::RD_KAFKA_EVENT_ERROR => failed(raw, context),
                 sys::RD_KAFKA_EVENT_REBALANCE => {
                     let list = partitions(sys::rd_kafka_event_topic_partition_list(raw));
@@ -128,6 +135,47 @@ impl<C: ConsumerContext> Events<C> {
             sys::rd_kafka_commit_queue(client, offsets.ptr(), self.queue.as_ptr(), None, ptr::null_mut())
         };
         if is_error(error) { Err(error.into()) } else { Ok(()) }
+    }
+}
+
+/// Has offsets committed, and waits for the answer at most `limit`; `waiting` is called ten times a second. librdkafka's own
+/// synchronous commit waits for as long as its coordinator is away.
+///
+/// # Errors
+/// Why they are not committed, as far as is known.
+pub(super) fn commit_within<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    offsets: &TopicPartitionList,
+    limit: Duration,
+    waiting: &dyn Fn(),
+) -> Result<(), RDKafkaErrorCode> {
+    const SLICE_MS: c_int = 100;
+    let deadline = Instant::now() + limit;
+    let client = consumer.client().native_ptr();
+    // SAFETY: the client lives, librdkafka copies the offsets, and without a callback the answer is an event on the queue
+    // that is made and given up here; an answer that comes later finds it closed.
+    unsafe {
+        let queue = NonNull::new(sys::rd_kafka_queue_new(client)).ok_or(RDKafkaErrorCode::Fail)?;
+        let sent = sys::rd_kafka_commit_queue(client, offsets.ptr(), queue.as_ptr(), None, ptr::null_mut());
+        let mut answer =
+            if is_error(sent) { Err(sent.into()) } else { Err(RDKafkaErrorCode::OperationTimedOut) };
+        while !is_error(sent) && Instant::now() < deadline {
+            if let Some(event) = NonNull::new(sys::rd_kafka_queue_poll(queue.as_ptr(), SLICE_MS)) {
+                let event = Owned(event);
+                let whole = sys::rd_kafka_event_error(event.0.as_ptr());
+                let list = partitions(sys::rd_kafka_event_topic_partition_list(event.0.as_ptr()));
+                let errors = std::iter::once(whole).chain(list.iter().map(|partition| partition.err));
+                answer = errors
+                    .filter(|error| is_error(*error))
+                    .map(RDKafkaErrorCode::from)
+                    .next()
+                    .map_or(Ok(()), Err);
+                break;
+            }
+            waiting();
+        }
+        sys::rd_kafka_queue_destroy(queue.as_ptr());
+        answer
     }
 }
 

@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::broken::{Broken, Search, is_suspicious};
 use super::client::{ClientEvents, wait_for_topic};
-use super::consumer::{Collect, ConsumerConfig, PartitionState, State};
-use super::events::{Event, Events, Failure, Fetched, Records, high_watermark};
+use super::consumer::{Collect, ConsumerConfig, Outlet, PartitionState, State};
+use super::events::{Event, Events, Failure, Fetched, Records, commit_within, high_watermark};
 use super::offsets::Offsets;
 use super::start::{LostOffsets, OnLostOffsets, Start, StartAt, Starts};
 
@@ -35,6 +35,8 @@ const RECORDS_AT_ONCE: &str = "1000";
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 /// How often lags and the broker's presence are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// One line about commits that fail, in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a stop waits for records in flight.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
 /// How long a revoke waits for records in flight; past it they are delivered again by the partition's next owner.
@@ -45,8 +47,14 @@ const STOPPED_REVOKE_LIMIT: Duration = Duration::from_secs(3);
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// A partition that gives no record for so many looks, although it has some, may have a batch that cannot be read.
 const SILENT_LOOKS: u32 = 5;
+/// How long a topic that a broker does not know may turn out to be there after all.
+const TOPIC_GONE_LIMIT: Duration = Duration::from_secs(3);
+/// Each search is a client of its own, with its threads and connections.
+const MAX_SEARCHES: usize = 2;
 /// How long a partition is asked to go on elsewhere before it is assigned anew.
 const SEEK_LIMIT: Duration = Duration::from_secs(3);
+/// How long a commit is waited for where nothing can go on without it.
+const COMMIT_NOW_LIMIT: Duration = Duration::from_secs(5);
 /// An asynchronous commit that was not answered by then is made again.
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -61,7 +69,7 @@ pub(super) struct Member<C: Collect> {
     starts: Starts,
     offsets: Arc<Offsets>,
     state: Arc<State>,
-    batches: mpsc::Sender<C::Batch>,
+    out: Outlet<C::Batch>,
     runtime: tokio::runtime::Handle,
     stop: CancellationToken,
     collect: C,
@@ -74,6 +82,10 @@ pub(super) struct Member<C: Collect> {
     reading: BTreeMap<i32, Reading>,
     /// The partition that was last asked for records.
     asked: i32,
+    /// The paused partition that was last asked for its end.
+    looked: i32,
+    /// Whether the topic may have been made anew.
+    check_topic_id: bool,
     /// Whether there was nothing to take at some time since the last look.
     drained: bool,
     /// Partitions, paused, that may have a batch that cannot be read.
@@ -85,6 +97,8 @@ pub(super) struct Member<C: Collect> {
     next_commit: Instant,
     /// When the commit under way was sent.
     committing_since: Option<Instant>,
+    /// When a commit that failed was last told.
+    commit_warned: Option<Instant>,
     next_look: Instant,
     max_poll_interval: Duration,
 }
@@ -112,7 +126,7 @@ impl<C: Collect> Member<C> {
         collect: C,
         offsets: Arc<Offsets>,
         state: Arc<State>,
-        batches: mpsc::Sender<C::Batch>,
+        out: Outlet<C::Batch>,
         runtime: tokio::runtime::Handle,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
@@ -153,7 +167,7 @@ impl<C: Collect> Member<C> {
             source,
             offsets,
             state,
-            batches,
+            out,
             runtime,
             stop,
             collect,
@@ -162,6 +176,8 @@ impl<C: Collect> Member<C> {
             records: 0,
             reading: BTreeMap::new(),
             asked: -1,
+            looked: -1,
+            check_topic_id: false,
             drained: false,
             searches: BTreeMap::new(),
             paused: false,
@@ -169,6 +185,7 @@ impl<C: Collect> Member<C> {
             commit_interval,
             next_commit: now,
             committing_since: None,
+            commit_warned: None,
             next_look: now + LOOK_INTERVAL,
             max_poll_interval: Duration::from_millis(max_poll_interval.unwrap_or(300_000)),
         })
@@ -176,18 +193,33 @@ impl<C: Collect> Member<C> {
 
     /// Polls until stopped, then lets the role finish, commits and leaves the group. What ends it otherwise is told first.
     pub(super) fn run(mut self, failure: oneshot::Sender<anyhow::Error>) {
-        if let Err(error) = self.poll_until_stopped() {
+        let ended = self.poll_until_stopped();
+        let failed = ended.is_err();
+        if let Err(error) = ended {
             // Nobody listens any more only where the role is gone already.
             let _ = failure.send(error);
         }
         self.forget_unanswered_commit();
-        let Self { consumer, events, fetched, offsets, batches, starts, .. } = self;
-        drop(batches);
+        let Self { consumer, events, fetched, offsets, out, starts, state, .. } = self;
+        drop(out);
         let left = offsets.wait_idle(None, STOP_LIMIT);
         if left > 0 {
             tracing::warn!(records = left, "stopped with records in flight; they will be delivered again");
         }
-        commit_now(&consumer, &offsets, &starts);
+        // What is not committed is delivered again by the next start.
+        let _ = commit_now(&consumer, &offsets, &starts, &state);
+        if failed {
+            // A rebalance that was not answered would hold up the good-bye.
+            let given_up = match consumer.rebalance_protocol() {
+                RebalanceProtocol::Cooperative => {
+                    consumer.assignment().and_then(|all| consumer.incremental_unassign(&all))
+                }
+                _ => consumer.unassign(),
+            };
+            if let Err(error) = given_up {
+                tracing::debug!("giving partitions up: {error}");
+            }
+        }
         drop((events, fetched));
         // Leaves the group; the assignment is given up on the way, with nothing left to say about it.
         drop(consumer);
@@ -210,7 +242,7 @@ impl<C: Collect> Member<C> {
     }
 
     fn is_over(&self) -> bool {
-        self.stop.is_cancelled() || self.batches.is_closed()
+        self.stop.is_cancelled() || self.out.batches.is_closed()
     }
 
     /// What is to be done now and then, whatever else goes on.
@@ -228,6 +260,7 @@ impl<C: Collect> Member<C> {
         if now >= self.next_look {
             self.next_look = now + LOOK_INTERVAL;
             self.look();
+            self.notice_a_topic_made_anew()?;
             self.find_silent()?;
         }
         if self.searches.is_empty() { Ok(()) } else { self.end_searches() }
@@ -306,7 +339,7 @@ impl<C: Collect> Member<C> {
 
     /// Hands the batch over where there is room for it; false where there is none.
     fn send_if_room(&mut self) -> bool {
-        let Ok(room) = self.batches.try_reserve() else { return false };
+        let Ok(room) = self.out.batches.try_reserve() else { return false };
         let offsets = &self.offsets;
         // A rebalance may have taken partitions away since the records were read.
         let batch = self.collect.take(&mut |receipt| offsets.deliver(receipt));
@@ -323,7 +356,7 @@ impl<C: Collect> Member<C> {
         let mut paused = false;
         while !self.is_over() {
             let slice = if paused { Duration::ZERO } else { POLL };
-            let batches = &self.batches;
+            let batches = &self.out.batches;
             let reserve = async { tokio::time::timeout(slice, batches.reserve()).await.is_ok() };
             if self.runtime.block_on(reserve) {
                 break;
@@ -371,7 +404,7 @@ impl<C: Collect> Member<C> {
             starts.iter().filter(|start| !start.committed).map(|start| start.partition).collect();
         if !new.is_empty() {
             // Before the first record is read: a process that dies now must not leave its successor to start elsewhere.
-            commit_now(&self.consumer, &self.offsets, &self.starts);
+            self.pin()?;
             tracing::info!(partitions = ?new, "start of partitions without a committed offset pinned");
         }
         for partition in partitions {
@@ -383,10 +416,27 @@ impl<C: Collect> Member<C> {
             _ => self.consumer.assign(&list),
         };
         assigned.context("taking the assigned partitions")?;
+        // One that was paused when it was taken away would stay paused for ever.
+        self.consumer.resume(&list).context("resuming the assigned partitions")?;
         self.state.assigned.fetch_add(1, Ordering::Relaxed);
         self.state.joined.store(true, Ordering::Relaxed);
         tracing::info!(?partitions, "partitions assigned");
         Ok(())
+    }
+
+    /// Commits where new partitions start, and tries until the group has it, or is about to assign them anew.
+    fn pin(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_LIMIT.min(self.max_poll_interval / 2);
+        loop {
+            match commit_now(&self.consumer, &self.offsets, &self.starts, &self.state) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_rebalancing(error) || self.is_over() => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    bail!("where {} starts cannot be committed: {error}", self.topic)
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(300)),
+            }
+        }
     }
 
     /// Asks until the cluster answers: in the middle of a rebalance a coordinator or a leader may be moving, too.
@@ -426,7 +476,8 @@ impl<C: Collect> Member<C> {
                 );
             }
             self.forget_unanswered_commit();
-            commit_now(&self.consumer, &self.offsets, &self.starts);
+            // What is not committed is delivered again by the partitions' next owner.
+            let _ = commit_now(&self.consumer, &self.offsets, &self.starts, &self.state);
             self.state.revoked.fetch_add(1, Ordering::Relaxed);
         }
         for partition in partitions {
@@ -511,8 +562,10 @@ impl<C: Collect> Member<C> {
                     self.offsets.not_committed(partition);
                     if is_rebalancing(error) {
                         tracing::debug!(partition, offset, "not committed: {error}");
-                    } else {
+                    } else if self.commit_warned.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                        self.commit_warned = Some(Instant::now());
                         tracing::warn!(partition, offset, "not committed, trying again: {error}");
+                        *self.state.trouble() = Some(format!("offsets cannot be committed: {error}"));
                     }
                 }
             }
@@ -520,8 +573,20 @@ impl<C: Collect> Member<C> {
     }
 
     /// Notes how far the ends of the partitions are, and whether a broker that was away is back.
-    fn look(&self) {
-        for (partition, state) in self.state.partitions().iter_mut() {
+    fn look(&mut self) {
+        // Paused partitions are not fetched, so nothing tells where they end: one of them is asked each time.
+        let asked = self
+            .paused
+            .then(|| self.reading.range(self.looked + 1..).chain(self.reading.iter()).next())
+            .flatten();
+        if let Some(partition) = asked.map(|(partition, _)| *partition) {
+            self.looked = partition;
+            let range = self.consumer.fetch_watermarks(&self.topic, partition, LOOK_INTERVAL);
+            if let (Ok((_, high)), Some(state)) = (range, self.state.partitions().get_mut(&partition)) {
+                state.high_watermark = Some(high);
+            }
+        }
+        for (partition, state) in self.state.partitions().iter_mut().filter(|_| !self.paused) {
             if let Some(high) = high_watermark(&self.consumer, &self.native_topic, *partition) {
                 state.high_watermark = Some(high);
             }
@@ -532,6 +597,7 @@ impl<C: Collect> Member<C> {
                 |metadata: Metadata| metadata.topics().first().is_some_and(|t| t.error().is_none());
             if metadata.is_ok_and(is_there) {
                 *self.state.trouble() = None;
+                self.check_topic_id = true;
             }
         }
     }
@@ -547,6 +613,11 @@ impl<C: Collect> Member<C> {
             },
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 let gone = format!("Kafka topic {topic} is gone from the cluster of {source}");
+                // One broker of several may not have heard of it yet, or not any more.
+                if self.is_there(TOPIC_GONE_LIMIT) {
+                    self.check_topic_id = true;
+                    return Ok(());
+                }
                 if self.starts.on_lost == OnLostOffsets::Stop {
                     bail!("{gone}. With --on-lost-offsets earliest it is waited for");
                 }
@@ -574,6 +645,9 @@ impl<C: Collect> Member<C> {
                 Some((partition, _)) => self.suspect(partition, &reason),
                 None => Ok(()),
             },
+            RDKafkaErrorCode::UnreleasedInstanceId => bail!(
+                "the group still has a member with the same --group-instance-id: it is let in once that one's session is over"
+            ),
             _ if fatal => bail!("Kafka ended the consumer: {reason}"),
             RDKafkaErrorCode::AllBrokersDown => {
                 *self.state.trouble() = Some("no Kafka broker answers".to_owned());
@@ -587,12 +661,28 @@ impl<C: Collect> Member<C> {
         }
     }
 
+    /// Whether the cluster knows the topic, within `limit`.
+    fn is_there(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline && !self.is_over() {
+            self.state.rounds.fetch_add(1, Ordering::Relaxed);
+            let metadata = self.consumer.client().fetch_metadata(Some(&self.topic), LOOK_INTERVAL);
+            if metadata.is_ok_and(|m| m.topics().first().is_some_and(|topic| topic.error().is_none())) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        false
+    }
+
     /// The offset to read next is not in the partition, says librdkafka.
     fn lost(&mut self, partition: i32, at: i64, reason: &str) -> anyhow::Result<()> {
-        let Some(Reading { next, .. }) = self.reading.get(&partition).copied() else { return Ok(()) };
+        let Some(Reading { next, assignment, .. }) = self.reading.get(&partition).copied() else {
+            return Ok(());
+        };
         let made_anew = self.starts.is_made_anew(&self.consumer);
         let (low, high) = self.range(partition)?;
-        if !made_anew && (low..=high).contains(&next) {
+        if !made_anew && at >= 0 && at != next && (low..=high).contains(&next) {
             // It asked for another offset than we did.
             tracing::warn!(
                 "{}/{partition}: {reason}, at offset {at} out of nowhere; going on from {next}",
@@ -610,6 +700,10 @@ impl<C: Collect> Member<C> {
         // What was read before belongs to the assignment that ends here, and goes out under it.
         while !self.collect.is_empty() && !self.is_over() && !self.send_if_room() {
             self.wait_for_room()?;
+        }
+        // While there was no room, a rebalance may have taken the partition away.
+        if self.reading.get(&partition).is_none_or(|reading| reading.assignment != assignment) {
+            return Ok(());
         }
         let assignment = self.offsets.assign(partition, low, false);
         self.reading.insert(partition, Reading::at(assignment, low));
@@ -666,7 +760,7 @@ impl<C: Collect> Member<C> {
     /// A partition may have a batch that cannot be read: it is paused while that is looked into.
     fn suspect(&mut self, partition: i32, reason: &str) -> anyhow::Result<()> {
         let Some(Reading { next, .. }) = self.reading.get(&partition).copied() else { return Ok(()) };
-        if self.searches.contains_key(&partition) {
+        if self.searches.contains_key(&partition) || self.searches.len() >= MAX_SEARCHES {
             return Ok(());
         }
         tracing::warn!(
@@ -675,6 +769,19 @@ impl<C: Collect> Member<C> {
         );
         self.consumer.pause(&list(&self.topic, [(partition, 0)])?).context("pausing a partition")?;
         self.searches.insert(partition, Search::start(&self.client, &self.topic, partition, next)?);
+        Ok(())
+    }
+
+    /// After any trouble the topic may be another one, with more records than this member had read of the last.
+    fn notice_a_topic_made_anew(&mut self) -> anyhow::Result<()> {
+        if !std::mem::take(&mut self.check_topic_id) || !self.starts.is_made_anew(&self.consumer) {
+            return Ok(());
+        }
+        let partitions: Vec<i32> = self.reading.keys().copied().collect();
+        for partition in partitions {
+            self.lost(partition, -1, "its id has changed")?;
+        }
+        self.starts.forget_the_last_topic();
         Ok(())
     }
 
@@ -741,7 +848,7 @@ impl<C: Collect> Member<C> {
     fn went_back(&mut self, partition: i32, offset: i64) -> anyhow::Result<()> {
         let (_, high) = self.range(partition)?;
         match self.reading.get(&partition) {
-            Some(reading) if high < reading.next => {
+            Some(reading) if high < reading.next || self.starts.is_made_anew(&self.consumer) => {
                 self.lost(partition, offset, "an offset came that was passed already")
             }
             _ => Ok(()),
@@ -749,25 +856,45 @@ impl<C: Collect> Member<C> {
     }
 }
 
-/// Commits what is done, and waits until the group has it.
-fn commit_now(consumer: &BaseConsumer<ClientEvents>, offsets: &Offsets, starts: &Starts) {
+/// Commits what is done, and waits until the group has it, a few seconds at most; false where it does not.
+fn commit_now(
+    consumer: &BaseConsumer<ClientEvents>,
+    offsets: &Offsets,
+    starts: &Starts,
+    state: &State,
+) -> Result<(), RDKafkaErrorCode> {
     let moved = offsets.take_committable();
     if moved.is_empty() {
-        return;
+        return Ok(());
     }
-    let committed =
-        commit_list(&starts.topic, &moved, starts).and_then(|list| consumer.commit(&list, CommitMode::Sync));
-    if let Err(error) = committed {
-        for (partition, _) in moved {
-            offsets.not_committed(partition);
+    let waiting = || {
+        state.rounds.fetch_add(1, Ordering::Relaxed);
+    };
+    let committed = commit_list(&starts.topic, &moved, starts)
+        .map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+        .and_then(|list| commit_within(consumer, &list, COMMIT_NOW_LIMIT, &waiting));
+    match committed {
+        Ok(()) => {
+            let mut partitions = state.partitions();
+            for (partition, offset) in moved {
+                if let Some(state) = partitions.get_mut(&partition) {
+                    state.committed = offset;
+                }
+            }
         }
-        // The group has moved on to its next assignment; there the start is found again.
-        if error.rdkafka_error_code().is_some_and(is_rebalancing) {
-            tracing::debug!("offsets not committed, the group is rebalancing: {error}");
-        } else {
-            tracing::warn!("offsets not committed, their records are delivered again: {error}");
+        Err(error) => {
+            for (partition, _) in moved {
+                offsets.not_committed(partition);
+            }
+            // The group has moved on to its next assignment; there the start is found again.
+            if is_rebalancing(error) {
+                tracing::debug!("offsets not committed, the group is rebalancing: {error}");
+            } else {
+                tracing::warn!("offsets not committed yet: {error}");
+            }
         }
     }
+    committed
 }
 
 fn commit_list(

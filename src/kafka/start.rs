@@ -198,6 +198,13 @@ impl Starts {
         now.is_some_and(|now| now != *before)
     }
 
+    /// What is committed from here on belongs to the topic as it is now; its id is learnt at the next assignment.
+    pub(super) fn forget_the_last_topic(&mut self) {
+        if let Some(began) = &mut self.began {
+            began.topic_id = None;
+        }
+    }
+
     /// Where to go on in a topic that was made anew.
     fn made_anew<C: ConsumerContext>(
         &self,
