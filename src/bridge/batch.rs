@@ -13,6 +13,8 @@ const MAX_MESSAGES: usize = 1_000;
 /// A batch goes out at this size, well under the 10 MB that Pub/Sub takes: a larger one costs no less for each byte, but
 /// holds more memory and arrives later. Only a single message may be larger.
 const FULL_BYTES: usize = 1 << 20;
+/// With packs of short values it may hold this many records: what is in flight is bounded in records, too.
+const FULL_RECORDS: usize = 20_000;
 /// A pack's data: one push, one `serve`, one time limit.
 const MAX_PACK_BYTES: usize = 128 << 10;
 
@@ -58,6 +60,7 @@ struct Open {
     undeliverable: Vec<(Owner, Undeliverable)>,
     dropped_headers: u64,
     packs: Vec<Pack>,
+    records: usize,
 }
 
 /// Consecutive records of one partition with equal options, on their way into one message.
@@ -154,6 +157,7 @@ impl Collect for Batcher {
         let put = self.put(record);
         let owner = (record.partition, record.assignment);
         self.open.receipts.add(owner.0, owner.1, record.offset);
+        self.open.records += 1;
         if let Err(reason) = put {
             let record = record.to_record();
             self.open.undeliverable.push((owner, Undeliverable { record, reason }));
@@ -211,6 +215,7 @@ impl Open {
             undeliverable: Vec::new(),
             dropped_headers: 0,
             packs: Vec::new(),
+            records: 0,
         }
     }
 
@@ -221,6 +226,7 @@ impl Open {
     fn is_full(&self) -> bool {
         self.request.len() + self.packs.len() >= MAX_MESSAGES
             || self.size_bytes() >= FULL_BYTES
+            || self.records >= FULL_RECORDS
             || self.undeliverable.len() >= MAX_MESSAGES
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,19 +13,23 @@ use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use tokio::sync::Semaphore;
+use tonic::Code;
 
 use super::message::{MAX_ATTRIBUTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_VALUE_BYTES};
 use super::metrics::{BridgeMetrics, DeadLetterReason, DeadLetterTarget};
-use super::retry::{CALL_LIMIT, Fate, delays, fate};
+use super::retry::{Fate, call_limit, delays, fate};
 use crate::kafka::Record;
 use crate::pubsub::{GrpcPublisher, Publish, RequestBuilder, TopicName, put_attribute};
 
-/// A log line with all of a record has at most this much of its value; Cloud Logging takes 256 KiB an entry.
+/// A log line has at most this much of a record; Cloud Logging takes 256 KiB an entry.
 const MAX_LOGGED_BYTES: usize = 64 << 10;
 /// How much of a reason is told; an attribute takes 1,024 bytes.
 const MAX_REASON_BYTES: usize = 512;
-/// Kafka's own limit on how long one delivery is tried, before the next.
-const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
+/// How long a dead letter topic may fail before the record is logged instead: its partition waits for it.
+const LETTER_LIMIT: Duration = Duration::from_secs(20);
+/// Letters on their way at once.
+const LETTERS_AT_ONCE: usize = 32;
 
 /// Why no message can carry a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +117,7 @@ pub(super) struct DeadLetters {
     kafka_topic: String,
     target: Target,
     metrics: BridgeMetrics,
+    places: Semaphore,
 }
 
 pub(super) enum Target {
@@ -126,10 +132,9 @@ impl Target {
     /// # Errors
     /// A configuration that librdkafka refuses.
     pub(super) fn kafka(mut client: ClientConfig, topic: String) -> anyhow::Result<Self> {
-        client.set("enable.idempotence", "true");
         // The largest record that any broker takes; what its topic takes, the broker says.
         client.set("message.max.bytes", "1000000000");
-        client.set("message.timeout.ms", DELIVERY_LIMIT.as_millis().to_string());
+        client.set("message.timeout.ms", LETTER_LIMIT.as_millis().to_string());
         let producer = client.create().context("making a Kafka producer for dead letters")?;
         Ok(Self::Kafka { producer, topic })
     }
@@ -137,18 +142,27 @@ impl Target {
 
 impl DeadLetters {
     pub(super) fn new(kafka_topic: String, target: Target, metrics: BridgeMetrics) -> Self {
-        Self { kafka_topic, target, metrics }
+        Self { kafka_topic, target, metrics, places: Semaphore::new(LETTERS_AT_ONCE) }
     }
 
-    /// Brings a record to its end; tries until that has happened. What the dead letter topic refuses is logged.
+    /// Brings a record to its end. What the dead letter topic refuses, or does not take in time, is logged.
     pub(super) async fn send(&self, letter: &Undeliverable) {
         let Record { partition, offset, .. } = letter.record;
         let (topic, reason) = (&self.kafka_topic, &letter.reason);
-        let sent = match &self.target {
-            Target::Log => Err("no --dead-letter topic".to_owned()),
-            Target::Pubsub(publisher) => self.publish(publisher, letter).await,
-            Target::Kafka { producer, topic } => self.produce(producer, topic, letter).await,
+        // Never closed; without a place there are only more letters at once.
+        let _place = self.places.acquire().await;
+        let last_error = Mutex::new(String::new());
+        let send = async {
+            match &self.target {
+                Target::Log => Err("no --dead-letter topic".to_owned()),
+                Target::Pubsub(publisher) => self.publish(publisher, letter, &last_error).await,
+                Target::Kafka { producer, topic } => self.produce(producer, topic, letter, &last_error).await,
+            }
         };
+        let sent = tokio::time::timeout(LETTER_LIMIT, send).await.unwrap_or_else(|_| {
+            let last = last_error.lock().unwrap_or_else(PoisonError::into_inner);
+            Err(format!("the dead letter topic did not take it within {} s: {last}", LETTER_LIMIT.as_secs()))
+        });
         let to = match (sent, &self.target) {
             (Ok(()), target) => {
                 tracing::warn!(topic, partition, offset, %reason, "dead letter {topic}/{partition}/{offset}: {reason}");
@@ -183,7 +197,12 @@ impl DeadLetters {
 
     /// # Errors
     /// Why this topic will never take it.
-    async fn publish(&self, publisher: &GrpcPublisher, letter: &Undeliverable) -> Result<(), String> {
+    async fn publish(
+        &self,
+        publisher: &GrpcPublisher,
+        letter: &Undeliverable,
+        last_error: &Mutex<String>,
+    ) -> Result<(), String> {
         let mut request = RequestBuilder::new(publisher.topic(), 0);
         let attributes = attributes(&self.kafka_topic, letter);
         let attributes_bytes: usize = attributes.iter().map(Vec::len).sum();
@@ -194,15 +213,16 @@ impl DeadLetters {
         }
         request.add(value, &attributes.iter().map(Vec::as_slice).collect::<Vec<_>>());
         let bytes = request.build().part(0..1);
-        let mut delays = delays();
+        let (mut delays, mut unanswered) = (delays(), 0);
         loop {
-            match publisher.publish(bytes.clone(), 1, CALL_LIMIT).await {
+            match publisher.publish(bytes.clone(), 1, call_limit(bytes.len(), unanswered)).await {
                 Ok(()) => return Ok(()),
                 Err(status) if fate(status.code()) == Fate::Refused => {
                     return Err(format!("{} refuses it: {}", publisher.topic(), status.message()));
                 }
                 Err(status) => {
-                    tracing::warn!(code = ?status.code(), "dead letter held, trying again: {}", status.message());
+                    unanswered += u32::from(status.code() == Code::DeadlineExceeded);
+                    note(last_error, &format!("{:?}: {}", status.code(), status.message()));
                 }
             }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
@@ -216,6 +236,7 @@ impl DeadLetters {
         producer: &FutureProducer,
         topic: &str,
         letter: &Undeliverable,
+        last_error: &Mutex<String>,
     ) -> Result<(), String> {
         let Undeliverable { record, reason } = letter;
         let coordinates = coordinates(&self.kafka_topic, record, reason);
@@ -231,7 +252,7 @@ impl DeadLetters {
             let mut dead = FutureRecord::<[u8], [u8]>::to(topic).headers(headers.clone());
             dead.key = record.key.as_deref();
             dead.payload = record.value.as_deref();
-            match producer.send(dead, DELIVERY_LIMIT).await {
+            match producer.send(dead, LETTER_LIMIT).await {
                 Ok(_) => return Ok(()),
                 Err((error, _)) => match error.rdkafka_error_code() {
                     Some(
@@ -239,12 +260,18 @@ impl DeadLetters {
                         | RDKafkaErrorCode::InvalidRecord
                         | RDKafkaErrorCode::InvalidMessageSize,
                     ) => return Err(format!("{topic} refuses it: {error}")),
-                    _ => tracing::warn!("dead letter held, trying again: {error}"),
+                    _ => note(last_error, &error.to_string()),
                 },
             }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
         }
     }
+}
+
+/// Keeps why a try failed, for the end.
+fn note(last_error: &Mutex<String>, error: &str) {
+    tracing::debug!("dead letter not taken, trying again: {error}");
+    error.clone_into(&mut last_error.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// Attributes, encoded one by one: coordinates and reason, then the record's own headers as far as they fit.
@@ -310,28 +337,43 @@ fn coordinates(kafka_topic: &str, record: &Record, reason: &Reason) -> Vec<(&'st
     all
 }
 
-/// All of a record, bytes in base64; credentials among its headers are left out.
+/// What in a header's name tells that its value is a credential.
+const SECRET_WORDS: [&str; 9] =
+    ["auth", "cookie", "token", "key", "secret", "password", "signature", "credential", "session"];
+
+/// All of a record, bytes in base64, as far as a log line takes it; credentials among its headers are left out.
 fn as_json(record: &Record) -> serde_json::Value {
-    let bytes = |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| BASE64.encode(bytes));
+    let mut room = MAX_LOGGED_BYTES;
+    let mut cut = |bytes: &[u8]| {
+        let taken = &bytes[..bytes.len().min(room)];
+        room -= taken.len();
+        BASE64.encode(taken)
+    };
+    let key = record.key.as_deref().map(&mut cut);
+    let value = record.value.as_deref().map(&mut cut);
     let headers: Vec<_> = record
         .headers
         .iter()
         .map(|header| {
             let name = header.name.to_ascii_lowercase();
-            let secret =
-                ["authorization", "cookie", "token", "key", "secret"].iter().any(|word| name.contains(word));
-            let value = if secret { Some("(left out)".to_owned()) } else { bytes(&header.value) };
-            serde_json::json!({ "name": header.name, "value_base64": value })
+            let bytes = header.value.as_ref().map(Vec::len);
+            let shown = &header.name[..header.name.floor_char_boundary(MAX_NAME_BYTES)];
+            if SECRET_WORDS.iter().any(|word| name.contains(word)) {
+                serde_json::json!({ "name": shown, "value_bytes": bytes, "left_out": true })
+            } else {
+                let value = header.value.as_deref().map(&mut cut);
+                serde_json::json!({ "name": shown, "value_bytes": bytes, "value_base64": value })
+            }
         })
         .collect();
-    let value = record.value.as_ref().map(|value| &value[..value.len().min(MAX_LOGGED_BYTES)]);
     serde_json::json!({
         "partition": record.partition,
         "offset": record.offset,
         "timestamp_ms": record.timestamp_ms,
-        "key_base64": bytes(&record.key),
-        "value_base64": value.map(|value| BASE64.encode(value)),
+        "key_bytes": record.key.as_ref().map(Vec::len),
+        "key_base64": key,
         "value_bytes": record.value.as_ref().map(Vec::len),
+        "value_base64": value,
         "headers": headers,
     })
 }

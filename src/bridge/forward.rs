@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 use futures_util::stream::FuturesUnordered;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::PubsubMessage;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tonic::{Code, Status};
 
 use super::batch::{Batch, LINE_END};
@@ -22,7 +22,7 @@ use super::dead_letter::{DeadLetters, Reason, Undeliverable, record_of};
 use super::limit::CallLimit;
 use super::message::URI_LIST;
 use super::metrics::{BridgeMetrics, InFlight, Published};
-use super::retry::{Fate, advice, call_limit, delays, fate};
+use super::retry::{CALL_LIMIT, Fate, advice, call_limit, delays, fate};
 use crate::kafka::consumer::{Consumer, Done};
 use crate::pubsub::{Publish, Request, RequestBuilder, TopicName, put_attribute};
 use crate::telemetry::health::Condition;
@@ -51,6 +51,8 @@ pub(super) struct Forwarder<P> {
     alarm: Alarm,
     limit: Mutex<CallLimit>,
     parts: Semaphore,
+    /// Notified whenever a call is accepted.
+    answered: Notify,
     /// Batches under way, each a call or what is left of one, and their bytes.
     calls: AtomicUsize,
     bytes: AtomicU64,
@@ -80,10 +82,11 @@ impl<P: Publish> Forwarder<P> {
             publisher,
             dead_letters,
             done,
-            alarm: Alarm { raised: Mutex::default(), metrics: metrics.clone(), health },
+            alarm: Alarm { state: Mutex::default(), metrics: metrics.clone(), health },
             metrics,
             limit: Mutex::new(CallLimit::new()),
             parts: Semaphore::new(PARTS_AT_ONCE),
+            answered: Notify::new(),
             calls: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
             published: AtomicU64::new(0),
@@ -96,17 +99,24 @@ impl<P: Publish> Forwarder<P> {
     /// has not accepted by then is delivered again.
     pub(super) async fn run(&self, consumer: &mut Consumer<Batch>) {
         let mut calls = FuturesUnordered::new();
+        let finishing = consumer.finishing();
         loop {
             let room = self.has_room();
             tokio::select! {
                 // Answers first: they make room.
                 biased;
                 Some(()) = calls.next(), if !calls.is_empty() => {}
+                // Seen without room, too: a consumer that has failed must not wait for Pub/Sub.
+                () = finishing.cancelled() => break,
                 batch = consumer.next(), if room => match batch {
                     Some(batch) => calls.push(self.forward(batch)),
                     None => break,
                 },
             }
+        }
+        // A few that wait already.
+        while let Some(batch) = consumer.next().await {
+            calls.push(self.forward(batch));
         }
         let drained = async {
             while calls.next().await.is_some() {
@@ -137,7 +147,8 @@ impl<P: Publish> Forwarder<P> {
             calls: calls as u64,
             calls_limit: calls_limit as u64,
         });
-        calls < calls_limit && bytes < MAX_BYTES && records < MAX_RECORDS
+        // Without a call under way nothing else would make room.
+        calls == 0 || calls < calls_limit && bytes < MAX_BYTES && records < MAX_RECORDS
     }
 
     /// Brings a batch to its end.
@@ -147,11 +158,13 @@ impl<P: Publish> Forwarder<P> {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         self.dropped_headers.fetch_add(batch.dropped_headers, Ordering::Relaxed);
         self.metrics.headers_dropped(batch.dropped_headers);
-        for letter in &batch.undeliverable {
-            self.give_up(letter).await;
-        }
         let records = batch.receipts.records() - batch.undeliverable.len() as u64;
-        let given_up = self.publish(&batch.request, records, calls).await;
+        let letters = async {
+            for some in batch.undeliverable.chunks(PARTS_AT_ONCE) {
+                join_all(some.iter().map(|letter| self.give_up(letter))).await;
+            }
+        };
+        let (given_up, ()) = join(self.publish(&batch.request, records, calls), letters).await;
         self.published.fetch_add(records - given_up, Ordering::Relaxed);
         self.done.done(batch.receipts.as_slice());
         self.calls.fetch_sub(1, Ordering::Relaxed);
@@ -226,7 +239,13 @@ impl<P: Publish> Forwarder<P> {
         loop {
             let limit = call_limit(call.bytes.len(), unanswered);
             let started = Instant::now();
-            let status = match self.publisher.publish(call.bytes.clone(), call.messages, limit).await {
+            let answer = tokio::select! {
+                answer = self.publisher.publish(call.bytes.clone(), call.messages, limit) => answer,
+                () = self.answered_elsewhere(unanswered) => {
+                    Err(Status::deadline_exceeded("no answer, while others are answered again"))
+                }
+            };
+            let status = match answer {
                 Ok(()) => {
                     let latency = started.elapsed();
                     if let Some(calls) = calls {
@@ -238,6 +257,7 @@ impl<P: Publish> Forwarder<P> {
                         bytes: call.bytes.len() as u64,
                         latency,
                     });
+                    self.answered.notify_waiters();
                     self.alarm.over();
                     return Ok(());
                 }
@@ -246,6 +266,8 @@ impl<P: Publish> Forwarder<P> {
             self.metrics.publish_failed(status.code());
             let fate = fate(status.code());
             if fate == Fate::Refused {
+                // An answer all the same: what failed before is over.
+                self.alarm.over();
                 return Err(status);
             }
             if fate == Fate::Overloaded {
@@ -257,6 +279,16 @@ impl<P: Publish> Forwarder<P> {
             self.alarm.raise(&status, fate);
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
         }
+    }
+
+    /// Ends once another call is accepted while this one, after one without an answer, has none for the usual time: what
+    /// swallowed it is over.
+    async fn answered_elsewhere(&self, unanswered: u32) {
+        if unanswered == 0 {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(CALL_LIMIT).await;
+        self.answered.notified().await;
     }
 
     async fn give_up(&self, letter: &Undeliverable) {
@@ -307,32 +339,36 @@ fn unpack(topic: &TopicName, message: &PubsubMessage) -> Option<Request> {
 
 /// Says that publishing fails and why, without repeating itself, and that it works again.
 struct Alarm {
-    raised: Mutex<Option<Raised>>,
+    state: Mutex<AlarmState>,
     metrics: BridgeMetrics,
     health: Condition,
 }
 
-#[derive(Clone, Copy)]
-struct Raised {
-    code: Code,
-    since: Instant,
-    logged_at: Instant,
+#[derive(Default)]
+struct AlarmState {
+    /// Since when no call was accepted.
+    raised: Option<Instant>,
+    /// Kept over the end of a failure: one that comes and goes is told once in a while, too.
+    logged: Option<(Code, Instant)>,
+    /// Whether somebody was told, or asked, about this failure in a way that its end is worth a line.
+    serious: bool,
 }
 
 impl Alarm {
     fn raise(&self, status: &Status, fate: Fate) {
-        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let (code, text) = (status.code(), status.message());
-        let since = raised.map_or(now, |raised| raised.since);
+        let since = *state.raised.get_or_insert(now);
         if fate == Fate::Held || now - since >= TROUBLE_AFTER {
+            state.serious = true;
             self.health.not_ok(format!("publishing fails: {code:?}: {text}"));
         }
         self.metrics.publishing_refused(fate == Fate::Held);
-        if raised.is_some_and(|last| last.code == code && now - last.logged_at < LOG_INTERVAL) {
+        if state.logged.is_some_and(|(last, at)| last == code && now - at < LOG_INTERVAL) {
             return;
         }
-        *raised = Some(Raised { code, since, logged_at: now });
+        state.logged = Some((code, now));
         if fate == Fate::Held {
             let advice = advice(code);
             tracing::error!(code = ?code, "publishing is refused: {text}; {advice}. Records are held and tried again");
@@ -342,10 +378,13 @@ impl Alarm {
     }
 
     fn over(&self) {
-        if self.raised.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            tracing::info!("publishing works again");
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.raised.take().is_some() {
             self.metrics.publishing_refused(false);
             self.health.ok();
+            if std::mem::take(&mut state.serious) {
+                tracing::info!("publishing works again");
+            }
         }
     }
 }

@@ -18,7 +18,6 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 10_000_000 - 4096;
 pub(super) struct Options {
     /// Encoded, in the order of their names: equal options are equal bytes.
     pub(super) encoded: Vec<u8>,
-    count: usize,
     /// How many foreign headers no attribute can carry.
     pub(super) dropped: u64,
     /// Whether the record says itself what its value is.
@@ -69,7 +68,7 @@ impl Options {
         for (name, value) in all() {
             put_attribute(&mut encoded, name, value);
         }
-        Ok(Self { encoded, count, dropped, has_content_type })
+        Ok(Self { encoded, dropped, has_content_type })
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct Args {
 
     /// Where records go that no message can carry: projects/PROJECT/topics/TOPIC, or a topic of the same Kafka cluster
     ///
-    /// Without one they are logged whole, credentials among their headers left out.
+    /// Without one they are logged, up to 64 KiB of each, credentials among their headers left out.
     #[arg(long, value_name = "TOPIC", env = "CDNWARM_DEAD_LETTER")]
     dead_letter: Option<DeadLetterTopic>,
 

@@ -57,8 +57,14 @@ pub(super) fn advice(code: Code) -> &'static str {
     }
 }
 
-/// How long one try may take, after this many that got no answer.
+/// How long one try may take, after this many that got no answer: up to [`longest`], at random, so that among calls which
+/// wait together some ask again soon.
 pub(super) fn call_limit(size_bytes: usize, unanswered: u32) -> Duration {
+    let (shortest, longest) = (longest(size_bytes, 0), longest(size_bytes, unanswered));
+    shortest + (longest - shortest).mul_f64(fastrand::f64())
+}
+
+fn longest(size_bytes: usize, unanswered: u32) -> Duration {
     let by_size = CALL_LIMIT_PER_MB * u32::try_from(size_bytes / 1_000_000).unwrap_or(u32::MAX);
     (CALL_LIMIT + by_size).saturating_mul(1 << unanswered.min(8)).min(MAX_CALL_LIMIT)
 }
@@ -80,10 +86,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_without_an_answer_gives_the_next_twice_the_time() {
-        let limits: Vec<u64> = (0..6).map(|unanswered| call_limit(200_000, unanswered).as_secs()).collect();
+    fn a_call_without_an_answer_gives_the_next_up_to_twice_the_time() {
+        let limits: Vec<u64> = (0..6).map(|unanswered| longest(200_000, unanswered).as_secs()).collect();
         assert_eq!(limits, [5, 10, 20, 40, 60, 60]);
         assert_eq!(call_limit(9_900_000, 0).as_secs(), 14);
+        assert!((0..100).all(|_| (5..=20).contains(&call_limit(200_000, 2).as_secs())));
     }
 
     #[test]

@@ -184,7 +184,9 @@ async fn poison_without_a_dead_letter_topic_is_logged_whole() {
         let value = kind.value.as_ref().map(|value| &value[..value.len().min(64 << 10)]);
         assert_eq!(record["value_base64"].as_str(), value.map(|value| BASE64.encode(value)).as_deref());
         for (name, value) in &kind.headers {
-            let header = record["headers"].as_array().unwrap().iter().find(|header| header["name"] == **name);
+            // Of a long name only so much as an attribute could have.
+            let name = &name[..name.len().min(256)];
+            let header = record["headers"].as_array().unwrap().iter().find(|header| header["name"] == name);
             assert_eq!(header.unwrap()["value_base64"], BASE64.encode(value), "{name}");
         }
     }
