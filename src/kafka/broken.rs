@@ -143,7 +143,7 @@ impl Probe {
 
     /// Gallops until an offset can be read, then narrows down to the first one that can.
     ///
-    /// Silence alone proves nothing: a slow disk is silent, too. It counts only between records that can be read, and only
+    /// Silence alone proves nothing: a slow disk is silent, too. It counts only beside records that can be read, and only
     /// where it goes on when it is listened to for long.
     fn search(&self, next: i64) -> anyhow::Result<Option<Broken>> {
         let mut silent = false;
@@ -177,7 +177,8 @@ impl Probe {
         }
         let end = readable.min(self.high()?);
         if silent {
-            if behind != Answer::Readable {
+            // Nothing behind it can be read: then what stands before it must be, as quickly as ever.
+            if behind != Answer::Readable && self.ask(next - 1, ANSWER_LIMIT)? != Answer::Readable {
                 bail!(
                     "{}/{} is silent from offset {next} to its end, which may be slowness",
                     self.topic,

@@ -89,7 +89,10 @@ pub(super) struct Member<C: Collect> {
     /// Whether there was nothing to take at some time since the last look.
     drained: bool,
     /// Partitions, paused, that may have a batch that cannot be read.
-    searches: BTreeMap<i32, Search>,
+    ///
+    /// Without a search yet where it waits for its turn: paused at once all the same, since librdkafka reads such a batch
+    /// again and again, and each time may go astray in it.
+    searches: BTreeMap<i32, Option<Search>>,
     /// Whether all partitions are paused, because downstream does not keep up.
     paused: bool,
     client: ClientConfig,
@@ -760,7 +763,7 @@ impl<C: Collect> Member<C> {
     /// A partition may have a batch that cannot be read: it is paused while that is looked into.
     fn suspect(&mut self, partition: i32, reason: &str) -> anyhow::Result<()> {
         let Some(Reading { next, .. }) = self.reading.get(&partition).copied() else { return Ok(()) };
-        if self.searches.contains_key(&partition) || self.searches.len() >= MAX_SEARCHES {
+        if self.searches.contains_key(&partition) {
             return Ok(());
         }
         tracing::warn!(
@@ -768,7 +771,19 @@ impl<C: Collect> Member<C> {
             self.topic
         );
         self.consumer.pause(&list(&self.topic, [(partition, 0)])?).context("pausing a partition")?;
-        self.searches.insert(partition, Search::start(&self.client, &self.topic, partition, next)?);
+        self.searches.insert(partition, None);
+        self.start_searches()
+    }
+
+    /// Starts as many searches as there may be at once.
+    fn start_searches(&mut self) -> anyhow::Result<()> {
+        let free = MAX_SEARCHES.saturating_sub(self.searches.values().flatten().count());
+        for (partition, search) in self.searches.iter_mut().filter(|(_, search)| search.is_none()).take(free)
+        {
+            if let Some(reading) = self.reading.get(partition) {
+                *search = Some(Search::start(&self.client, &self.topic, *partition, reading.next)?);
+            }
+        }
         Ok(())
     }
 
@@ -820,7 +835,7 @@ impl<C: Collect> Member<C> {
         let ended: Vec<_> = self
             .searches
             .iter()
-            .filter_map(|(partition, search)| Some((*partition, search.found()?)))
+            .filter_map(|(partition, search)| Some((*partition, search.as_ref()?.found()?)))
             .collect();
         for (partition, found) in ended {
             self.searches.remove(&partition);
@@ -841,7 +856,7 @@ impl<C: Collect> Member<C> {
             self.go_on_from(partition, next)?;
             self.consumer.resume(&list(&self.topic, [(partition, 0)])?).context("resuming a partition")?;
         }
-        Ok(())
+        self.start_searches()
     }
 
     /// A record came whose offset was passed already: said twice, or another record in a topic made anew.
