@@ -15,7 +15,6 @@ use anyhow::{Context as _, bail};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -594,14 +593,10 @@ impl<C: Collect> Member<C> {
                 state.high_watermark = Some(high);
             }
         }
-        if self.state.trouble().is_some() {
-            let metadata = self.consumer.client().fetch_metadata(Some(&self.topic), LOOK_INTERVAL);
-            let is_there =
-                |metadata: Metadata| metadata.topics().first().is_some_and(|t| t.error().is_none());
-            if metadata.is_ok_and(is_there) {
-                *self.state.trouble() = None;
-                self.check_topic_id = true;
-            }
+        let troubled = self.state.trouble().is_some();
+        if troubled && self.knows_topic() {
+            *self.state.trouble() = None;
+            self.check_topic_id = true;
         }
     }
 
@@ -664,13 +659,18 @@ impl<C: Collect> Member<C> {
         }
     }
 
-    /// Whether the cluster knows the topic, within `limit`.
+    /// Whether a broker answers that knows the topic.
+    fn knows_topic(&self) -> bool {
+        let metadata = self.consumer.client().fetch_metadata(Some(&self.topic), LOOK_INTERVAL);
+        metadata.is_ok_and(|metadata| metadata.topics().first().is_some_and(|topic| topic.error().is_none()))
+    }
+
+    /// Whether the cluster knows the topic, asked until it does or `limit` is over.
     fn is_there(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline && !self.is_over() {
             self.state.rounds.fetch_add(1, Ordering::Relaxed);
-            let metadata = self.consumer.client().fetch_metadata(Some(&self.topic), LOOK_INTERVAL);
-            if metadata.is_ok_and(|m| m.topics().first().is_some_and(|topic| topic.error().is_none())) {
+            if self.knows_topic() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(200));
@@ -871,7 +871,10 @@ impl<C: Collect> Member<C> {
     }
 }
 
-/// Commits what is done, and waits until the group has it, a few seconds at most; false where it does not.
+/// Commits what is done, and waits until the group has it, a few seconds at most.
+///
+/// # Errors
+/// Why the group does not have it, as far as is known; it is said already.
 fn commit_now(
     consumer: &BaseConsumer<ClientEvents>,
     offsets: &Offsets,

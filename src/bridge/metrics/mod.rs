@@ -224,7 +224,7 @@ impl BridgeMetrics {
         self.0.dead_letters.get_or_create(&labels).inc_by(count);
     }
 
-    /// Headers were left out, because no attribute can carry them or their names are ours.
+    /// Headers were left out, because no attribute can carry them.
     pub(super) fn headers_dropped(&self, count: u64) {
         self.0.headers_dropped.inc_by(count);
     }
