@@ -13,12 +13,14 @@ use rdkafka::config::ClientConfig;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Receipt;
+use super::lease::Lease;
 use super::member::Member;
-use super::offsets::Offsets;
+use super::offsets::{Offsets, Receipt, Receipts};
 use super::record::RecordRef;
 use super::start::OnLostOffsets;
 
+/// How often it is looked at whether records are still this member's.
+const TAKEN_AWAY_INTERVAL: Duration = Duration::from_millis(200);
 /// How many batches wait between the thread and the role.
 const BATCHES_WAITING: usize = 2;
 /// A thread that has not come round to polling for this long never will: an outside call hangs, or a defect of ours.
@@ -129,23 +131,45 @@ pub(crate) struct Consumer<B> {
 
 /// Gives receipts back; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Done(Arc<Offsets>);
+pub(crate) struct Done {
+    offsets: Arc<Offsets>,
+    state: Arc<State>,
+}
 
 impl Done {
     /// Without a consumer, for tests of who gives receipts back.
     #[cfg(test)]
     pub(crate) fn to(offsets: Arc<Offsets>) -> Self {
-        Self(offsets)
+        Self { offsets, state: Arc::default() }
+    }
+
+    /// Ends at once where the group is known to count this member in, or the records are few; otherwise once it is. To be
+    /// waited for before each try to deliver them: what a member delivers that was given up is delivered twice.
+    pub(crate) async fn may_deliver(&self, records: u64) {
+        while !self.state.lease.allows(records) {
+            self.state.lease.renewed().await;
+        }
+    }
+
+    /// Ends some time after all of these records were taken away, so that their next owner delivers them: to go on with
+    /// them is to deliver them twice.
+    pub(crate) async fn taken_away(&self, receipts: &Receipts) {
+        loop {
+            tokio::time::sleep(TAKEN_AWAY_INTERVAL).await;
+            if !receipts.as_slice().iter().any(|receipt| self.offsets.is_current(receipt)) {
+                return;
+            }
+        }
     }
 
     /// Notes that these records are accepted downstream: the offsets at and below them may be committed.
     pub(crate) fn done(&self, receipts: &[Receipt]) {
-        self.0.done(receipts);
+        self.offsets.done(receipts);
     }
 
     /// How many records were received whose offsets may not be committed yet: done or not, they come again after a crash.
     pub(crate) fn uncommittable(&self) -> u64 {
-        self.0.uncommittable()
+        self.offsets.uncommittable()
     }
 }
 
@@ -188,7 +212,7 @@ impl<B: Send + 'static> Consumer<B> {
 
     /// Where to give receipts back.
     pub(crate) fn acknowledger(&self) -> Done {
-        Done(self.offsets.clone())
+        Done { offsets: self.offsets.clone(), state: self.state.clone() }
     }
 
     /// Is cancelled once [`Consumer::next`] gives only what waits already: the consumer was stopped, or has failed.
@@ -306,6 +330,7 @@ pub(super) struct State {
     pub(super) revoked: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) joined: AtomicBool,
+    pub(super) lease: Lease,
     trouble: Mutex<Option<String>>,
     partitions: Mutex<BTreeMap<i32, PartitionState>>,
 }

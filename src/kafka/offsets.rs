@@ -145,6 +145,13 @@ impl Offsets {
         true
     }
 
+    /// Whether the records still belong to an assignment.
+    pub(crate) fn is_current(&self, receipt: &Receipt) -> bool {
+        self.lock()
+            .get(&receipt.partition)
+            .is_some_and(|partition| partition.assignment == receipt.assignment)
+    }
+
     /// Notes that the records are accepted downstream. Receipts of earlier assignments change nothing.
     pub(crate) fn done(&self, receipts: &[Receipt]) {
         let mut partitions = self.lock();

@@ -1,7 +1,7 @@
 //! Whatever Pub/Sub answers, or does not, and whatever the wire does: every record arrives or is accounted for by itself.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::Code;
 
@@ -242,4 +242,42 @@ async fn a_wire_that_is_cut_or_slow_or_dead_for_longer_than_a_call_may_take_cost
     assert_eq!(logged_letters(&running), [], "nothing is given up");
     running.stop().await;
     source.all_committed(&env).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_while_the_group_cannot_be_reached_is_not_published_twice() {
+    const RECORDS: usize = 20_000;
+    /// What may go without the group's word.
+    const UNPROVEN: usize = 1_000;
+    let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
+    let env = kafka.env(&[("auto.offset.reset", "earliest"), ("session.timeout.ms", "6000")]);
+    let mut source = Source::of(&kafka);
+    publisher.script(When::Always, &[Fault::Code(Code::PermissionDenied)]);
+    let mut bridge = bridge(&kafka, &env, publisher.addr(), &[]);
+    source.urls(RECORDS).await;
+    bridge.says("publishing is refused").await;
+    kafka.embedded().set_available(false).unwrap();
+    bridge.says("brokers are down").await;
+    // Held batches are tried once a second for as long as the group has answered lately.
+    comes_to_rest(|| publisher.faults()).await;
+    publisher.be_well();
+    comes_to_rest(|| publisher.records()).await;
+    assert!(publisher.records() <= UNPROVEN, "{} records were published", publisher.records());
+    kafka.embedded().set_available(true).unwrap();
+    publisher.until(&source.all).await;
+    let twice: u64 = publisher.times().values().map(|times| times - 1).sum();
+    assert!(twice <= UNPROVEN as u64, "{twice} records came twice");
+    bridge.stop().await;
+}
+
+/// Waits until `count` has stayed the same for longer than any try is put off.
+async fn comes_to_rest(count: impl Fn() -> usize) {
+    let (mut last, mut since) = (count(), Instant::now());
+    eventually("rest", async || {
+        if count() != last {
+            (last, since) = (count(), Instant::now());
+        }
+        (since.elapsed() > Duration::from_millis(2_500)).then_some(())
+    })
+    .await;
 }
