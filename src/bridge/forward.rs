@@ -18,7 +18,8 @@ use tokio::sync::{Notify, Semaphore};
 use tonic::{Code, Status};
 
 use super::batch::{Batch, LINE_END};
-use super::dead_letter::{DeadLetters, Reason, Undeliverable, record_of};
+use super::dead_letter::DeadLetters;
+use super::letter::{Reason, Undeliverable, record_of};
 use super::limit::CallLimit;
 use super::message::URI_LIST;
 use super::metrics::{BridgeMetrics, InFlight, Published};
@@ -441,7 +442,9 @@ mod tests {
             assert_eq!(offsets.assign(0, 0, true), 1);
             let health = Health::default();
             let metrics = BridgeMetrics::register(&mut registry(&health), "urls");
-            let letters = DeadLetters::new("urls".to_owned(), Target::Log, metrics.clone());
+            let letters = health.condition("dead-letter");
+            letters.ok();
+            let letters = DeadLetters::new("urls".to_owned(), Target::Log, metrics.clone(), letters);
             let fake = Fake { answer, calls: AtomicU64::new(0), accepted: Mutex::default() };
             let (topic, done) = ("projects/p/topics/urls".parse().unwrap(), Done::to(offsets.clone()));
             let condition = health.condition("pubsub");

@@ -1,12 +1,13 @@
 //! `cdnwarm bridge`: every record of a Kafka topic becomes a Pub/Sub message, at least once, whatever dies and whenever.
 //!
 //! A record's way: `kafka::consumer`, on whose thread [`batch`] and [`message`] put it into a publish request ->
-//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], [`limit`]) or brings it to [`dead_letter`] -> its
-//! receipt back to the consumer, which commits it. Order is not kept.
+//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], [`limit`]) or brings it to [`dead_letter`] (which writes a
+//! [`letter`]) -> its receipt back to the consumer, which commits it. Order is not kept.
 
 mod batch;
 mod dead_letter;
 mod forward;
+mod letter;
 mod limit;
 mod message;
 mod metrics;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http::{MetricsArgs, MetricsServer};
 use crate::kafka::ConsumerArgs;
 use crate::kafka::consumer::{Consumer, ConsumerConfig, STALL_LIMIT, Snapshot, Watch};
+use crate::kafka::dead_letter_topic::{DeadLetterConfig, DeadLetterTopic};
 use crate::kafka::env::KafkaEnv;
 use crate::pubsub::{Connection, GrpcPublisher, PubsubArgs, TopicName};
 use crate::telemetry::health::{Condition, Health};
@@ -31,7 +33,7 @@ use crate::telemetry::metrics::registry;
 use crate::telemetry::status::StatusLine;
 use crate::usage::UsageError;
 use batch::Batcher;
-use dead_letter::{DeadLetterTopic, DeadLetters, Target};
+use dead_letter::{DeadLetterPlace, DeadLetters, Target};
 use forward::Forwarder;
 use metrics::{BridgeMetrics, Rebalance};
 
@@ -54,7 +56,7 @@ pub(crate) struct Args {
     ///
     /// Without one they are logged, up to 64 KiB of each, credentials among their headers left out.
     #[arg(long, value_name = "TOPIC", env = "CDNWARM_DEAD_LETTER")]
-    dead_letter: Option<DeadLetterTopic>,
+    dead_letter: Option<DeadLetterPlace>,
 
     /// Put up to N consecutive URLs of a partition that have the same options into one message; 1 is off
     ///
@@ -104,26 +106,31 @@ impl Args {
 
     /// What to consume and where dead letters go; everything in the kafka-env file is checked here, before the first
     /// socket opens.
-    fn checked(&self) -> anyhow::Result<(ConsumerConfig, Option<Target>)> {
+    fn checked(&self) -> anyhow::Result<(ConsumerConfig, Letters)> {
         let linger = Duration::from_millis(self.linger_ms.into());
         let config = ConsumerConfig { linger, ..self.consumer.config()? };
         let letters = match &self.dead_letter {
-            Some(DeadLetterTopic::Kafka(topic)) if *topic == config.topic => {
+            Some(DeadLetterPlace::Kafka(topic)) if *topic == config.topic => {
                 bail!(
                     "--dead-letter {topic} is the topic that is read: its dead letters would come round for ever"
                 )
             }
-            Some(DeadLetterTopic::Pubsub(topic)) if *topic == self.pubsub_topic => {
+            Some(DeadLetterPlace::Pubsub(topic)) if *topic == self.pubsub_topic => {
                 bail!(
                     "--dead-letter {topic} is the topic that is published to: subscribers would get dead letters"
                 )
             }
-            Some(DeadLetterTopic::Kafka(topic)) => {
+            Some(DeadLetterPlace::Kafka(topic)) => {
                 let env = KafkaEnv::read(&self.consumer.kafka.kafka_env)?;
-                Some(Target::kafka(env.producer()?, topic.clone())?)
+                Letters::Kafka(DeadLetterConfig {
+                    client: env.producer()?,
+                    topic: topic.clone(),
+                    timeout: self.consumer.kafka.timeout(),
+                    source: env.path().display().to_string(),
+                })
             }
-            Some(DeadLetterTopic::Pubsub(_)) => None,
-            None => Some(Target::Log),
+            Some(DeadLetterPlace::Pubsub(topic)) => Letters::Pubsub(topic.clone()),
+            None => Letters::Log,
         };
         Ok((config, letters))
     }
@@ -156,14 +163,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         let connection = Connection::open(&args.pubsub).await?;
         let publisher = GrpcPublisher::new(connection.clone(), args.pubsub_topic.clone());
         publisher.check_topic().await?;
-        let target = match (letters, &args.dead_letter) {
-            (None, Some(DeadLetterTopic::Pubsub(topic))) => {
-                let publisher = GrpcPublisher::new(connection, topic.clone());
-                publisher.check_topic().await.context("--dead-letter")?;
-                Target::Pubsub(publisher)
-            }
-            (letters, _) => letters.unwrap_or(Target::Log),
-        };
+        let target = letters.open(connection, stop.clone()).await.context("--dead-letter")?;
         anyhow::Ok((publisher, target))
     };
     let (publisher, target) = tokio::select! {
@@ -171,15 +171,16 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         () = stop.cancelled() => return Ok(()),
     };
     conditions.pubsub.ok();
+    conditions.dead_letter.ok();
     tracing::info!(kafka_topic = config.topic, pubsub_topic = %args.pubsub_topic, "bridge started");
 
     let topic = config.topic.clone();
     let batcher = Batcher::new(&topic, args.pubsub_topic.clone(), args.pack.into());
     let mut consumer = Consumer::start(config, batcher, stop.clone())?;
     let watch = consumer.watch();
-    let letters = DeadLetters::new(topic, target, metrics.clone());
+    let letters = DeadLetters::new(topic, target, metrics.clone(), conditions.dead_letter);
     let done = consumer.acknowledger();
-    let Conditions { kafka, pubsub, polling } = conditions;
+    let Conditions { kafka, pubsub, polling, .. } = conditions;
     let forwarder = Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), pubsub);
     let work = async {
         forwarder.run(&mut consumer).await;
@@ -217,10 +218,36 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     }
 }
 
+/// Where dead letters are to go, checked for form.
+enum Letters {
+    Pubsub(TopicName),
+    Kafka(DeadLetterConfig),
+    Log,
+}
+
+impl Letters {
+    /// Looks whether the topic is there.
+    ///
+    /// # Errors
+    /// A topic that is missing, or not ours to use, where the account or user may know that.
+    async fn open(self, connection: Connection, stop: CancellationToken) -> anyhow::Result<Target> {
+        Ok(match self {
+            Self::Log => Target::Log,
+            Self::Pubsub(topic) => {
+                let publisher = GrpcPublisher::new(connection, topic);
+                publisher.check_topic().await?;
+                Target::Pubsub(publisher)
+            }
+            Self::Kafka(config) => Target::Kafka(DeadLetterTopic::open(config, stop).await?),
+        })
+    }
+}
+
 /// What must hold for a bridge to do its work.
 struct Conditions {
     kafka: Condition,
     pubsub: Condition,
+    dead_letter: Condition,
     /// Without it only a restart helps.
     polling: Condition,
 }
@@ -230,6 +257,7 @@ impl Conditions {
         Self {
             kafka: health.condition("kafka"),
             pubsub: health.condition("pubsub"),
+            dead_letter: health.condition("dead-letter"),
             polling: health.live_condition("polling"),
         }
     }

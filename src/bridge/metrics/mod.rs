@@ -36,6 +36,7 @@ struct Metrics {
     published_bytes: Counter,
     publish_failures: Family<CodeLabel, Counter>,
     dead_letters: Family<DeadLetterLabels, Counter>,
+    dead_letter_failures: Counter,
     headers_dropped: Counter,
     in_flight_records: Gauge,
     in_flight_bytes: Gauge,
@@ -180,6 +181,7 @@ impl BridgeMetrics {
             published_bytes: Counter::default(),
             publish_failures: Family::default(),
             dead_letters: Family::default(),
+            dead_letter_failures: Counter::default(),
             headers_dropped: Counter::default(),
             in_flight_records: Gauge::default(),
             in_flight_bytes: Gauge::default(),
@@ -222,6 +224,11 @@ impl BridgeMetrics {
     pub(super) fn dead_letters(&self, reason: DeadLetterReason, to: DeadLetterTarget, count: u64) {
         let labels = DeadLetterLabels { reason: reason.as_str(), to: to.as_str() };
         self.0.dead_letters.get_or_create(&labels).inc_by(count);
+    }
+
+    /// A dead letter went into the log because its topic did not take it.
+    pub(super) fn dead_letter_failed(&self) {
+        self.0.dead_letter_failures.inc();
     }
 
     /// Headers were left out, because no attribute can carry them.
@@ -314,6 +321,11 @@ impl Metrics {
             "dead_letters",
             "Records that no message can carry, by reason and by where they went instead",
             self.dead_letters.clone(),
+        );
+        registry.register(
+            "dead_letter_failures",
+            "Dead letters that their topic refused or did not take in time, and that are in the log instead",
+            self.dead_letter_failures.clone(),
         );
         registry.register(
             "headers_dropped",
@@ -421,6 +433,7 @@ mod tests {
         metrics.published(Published { records: 2_000, messages: 1_000, bytes: 120_000, latency });
         metrics.publish_failed(Code::Unavailable);
         metrics.dead_letters(DeadLetterReason::TooLarge, DeadLetterTarget::Log, 3);
+        metrics.dead_letter_failed();
         metrics.headers_dropped(4);
         metrics.in_flight(InFlight { records: 97, bytes: 9_000, calls: 2, calls_limit: 16 });
         metrics.publishing_refused(true);
@@ -442,6 +455,7 @@ mod tests {
             "publish_failures_total{code=\"UNAVAILABLE\"} 1",
             "dead_letters_total{reason=\"too_large\",to=\"log\"} 3",
             "dead_letters_total{reason=\"no_value\",to=\"pubsub\"} 0",
+            "dead_letter_failures_total 1",
             "headers_dropped_total 4",
             "in_flight_records 97",
             "in_flight_bytes 9000",
