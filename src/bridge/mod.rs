@@ -13,20 +13,19 @@ mod message;
 mod metrics;
 mod retry;
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{MetricsArgs, MetricsServer};
 use crate::kafka::ConsumerArgs;
-use crate::kafka::consumer::{Consumer, ConsumerConfig, STALL_LIMIT, Snapshot, Watch};
+use crate::kafka::consumer::{Consumer, ConsumerConfig};
 use crate::kafka::dead_letter_topic::{DeadLetterConfig, DeadLetterTopic};
 use crate::kafka::env::KafkaEnv;
+use crate::kafka::metrics::ConsumerConditions;
 use crate::pubsub::{Connection, GrpcPublisher, PubsubArgs, TopicName};
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::registry;
@@ -35,12 +34,10 @@ use crate::usage::UsageError;
 use batch::Batcher;
 use dead_letter::{DeadLetterPlace, DeadLetters, Target};
 use forward::Forwarder;
-use metrics::{BridgeMetrics, Rebalance};
+use metrics::BridgeMetrics;
 
 /// How long a stop may take in all; what is not accepted downstream by then is delivered again by the next start.
 const STOP_LIMIT: Duration = Duration::from_millis(9_500);
-/// How often metrics and health follow the consumer.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Arguments of `cdnwarm bridge`.
 #[derive(Debug, Clone, clap::Args)]
@@ -60,7 +57,8 @@ pub(crate) struct Args {
 
     /// Put up to N consecutive URLs of a partition that have the same options into one message; 1 is off
     ///
-    /// One push then warms N URLs, for the price of one request.
+    /// One push then warms N URLs, for the price of one request. `serve` warms eight of them at once and all within its
+    /// --timeout, so N / 8 times the seconds that one URL takes must stay below that and below the subscription's ack deadline.
     #[arg(long, value_name = "N", default_value_t = 1, env = "CDNWARM_PACK",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pack: u16,
@@ -180,8 +178,8 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let watch = consumer.watch();
     let letters = DeadLetters::new(topic, target, metrics.clone(), conditions.dead_letter);
     let done = consumer.acknowledger();
-    let Conditions { kafka, pubsub, polling, .. } = conditions;
-    let forwarder = Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), pubsub);
+    let forwarder =
+        Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), conditions.pubsub);
     let work = async {
         forwarder.run(&mut consumer).await;
         consumer.ended().await
@@ -196,8 +194,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
             tracing::warn!("stopped in the middle of its work: records not accepted yet will be delivered again");
             Ok(())
         }
-        stalled = stalled(&watch, &polling) => Err(stalled),
-        () = follow(&watch, &metrics, &kafka) => Ok(()),
+        stalled = metrics.consumer().follow(&watch, &conditions.consumer) => Err(stalled),
     };
     let counts = forwarder.counts();
     tracing::info!(
@@ -245,62 +242,17 @@ impl Letters {
 
 /// What must hold for a bridge to do its work.
 struct Conditions {
-    kafka: Condition,
+    consumer: ConsumerConditions,
     pubsub: Condition,
     dead_letter: Condition,
-    /// Without it only a restart helps.
-    polling: Condition,
 }
 
 impl Conditions {
     fn of(health: &Health) -> Self {
         Self {
-            kafka: health.condition("kafka"),
+            consumer: ConsumerConditions::of(health),
             pubsub: health.condition("pubsub"),
             dead_letter: health.condition("dead-letter"),
-            polling: health.live_condition("polling"),
         }
-    }
-}
-
-/// Ends, with what to say, once the consumer does not poll any more.
-async fn stalled(watch: &Watch, polling: &Condition) -> anyhow::Error {
-    watch.stalled(STALL_LIMIT).await;
-    let seconds = STALL_LIMIT.as_secs();
-    polling.not_ok(format!("Kafka was not polled for {seconds} s"));
-    anyhow::anyhow!(
-        "Kafka was not polled for {seconds} s: the thread that does hangs. Leaving, so that a new start can go on \
-         from what is committed"
-    )
-}
-
-/// Shows how the consumer is doing, for ever.
-async fn follow(watch: &Watch, metrics: &BridgeMetrics, kafka: &Condition) {
-    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = Snapshot::default();
-    loop {
-        ticks.tick().await;
-        let now = watch.snapshot();
-        metrics.records_read(now.records - before.records);
-        for (event, times) in [
-            (Rebalance::Assigned, now.assigned - before.assigned),
-            (Rebalance::Revoked, now.revoked - before.revoked),
-            (Rebalance::Lost, now.lost - before.lost),
-        ] {
-            (0..times).for_each(|_| metrics.rebalanced(event));
-        }
-        for (partition, state) in &now.partitions {
-            metrics.partition_at(*partition, state.committed, state.lag());
-        }
-        let gone: BTreeSet<i32> = before.partitions.keys().copied().collect();
-        for partition in gone.into_iter().filter(|partition| !now.partitions.contains_key(partition)) {
-            metrics.partition_gone(partition);
-        }
-        match &now.trouble {
-            None => kafka.ok(),
-            Some(trouble) => kafka.not_ok(trouble),
-        }
-        before = now;
     }
 }

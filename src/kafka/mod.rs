@@ -3,7 +3,8 @@
 //! `env` reads the kafka-env file, `consumer` is a group member as roles see it and `member` its thread, which reads
 //! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows and finds its
 //! way past what is `broken`; `batch` writes many records at once, `dead_letter_topic` one that can go nowhere else, `client`
-//! hears what librdkafka says on its own account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
+//! hears what librdkafka says on its own account and waits for a cluster at start, `metrics` show how a
+//! consumer is doing. Nothing here knows Pub/Sub or HTTP.
 
 pub(crate) mod batch;
 mod broken;
@@ -13,6 +14,7 @@ pub(crate) mod dead_letter_topic;
 pub(crate) mod env;
 mod events;
 mod member;
+pub(crate) mod metrics;
 mod offsets;
 mod record;
 mod start;
