@@ -52,6 +52,10 @@ pub enum Failure {
     Truncated,
 }
 
+/// The word of every verdict, best first.
+pub(crate) const WORDS: [&str; 8] =
+    ["warm", "filled", "fetched", "stale", "shield-only", "uncacheable", "refused", "failed"];
+
 impl Verdict {
     /// The one word for this verdict in logs, tables and outcomes.
     pub fn word(&self) -> &'static str {
@@ -130,6 +134,21 @@ impl fmt::Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_word_is_listed() {
+        let all = [
+            Verdict::Warm,
+            Verdict::Filled,
+            Verdict::Fetched,
+            Verdict::Stale,
+            Verdict::ShieldOnly,
+            Verdict::Uncacheable("private"),
+            Verdict::Refused(String::new()),
+            Verdict::Failed(Failure::Dns),
+        ];
+        assert_eq!(all.each_ref().map(Verdict::word), WORDS);
+    }
 
     #[test]
     fn only_what_may_pass_by_itself_is_curable() {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::dead_letter::{Reason, Undeliverable};
+use super::letter::{Reason, Undeliverable};
 use super::message::{Coordinates, MAX_MESSAGE_BYTES, MAX_VALUE_BYTES, Options};
 use crate::kafka::consumer::Collect;
 use crate::kafka::{Receipt, Receipts, Record, RecordRef};

@@ -18,7 +18,8 @@ use tokio::sync::{Notify, Semaphore};
 use tonic::{Code, Status};
 
 use super::batch::{Batch, LINE_END};
-use super::dead_letter::{DeadLetters, Reason, Undeliverable, record_of};
+use super::dead_letter::DeadLetters;
+use super::letter::{Reason, Undeliverable, record_of};
 use super::limit::CallLimit;
 use super::message::URI_LIST;
 use super::metrics::{BridgeMetrics, InFlight, Published};
@@ -185,22 +186,28 @@ impl<P: Publish> Forwarder<P> {
         let call = Call { bytes: request.part(0..request.len()), messages: request.len(), records };
         match self.until_answered(&call, Some(calls)).await {
             Ok(()) => 0,
-            Err(refused) => self.take_apart(request, 0..request.len(), &refused).await,
+            Err(refused) => {
+                let parts = Parts::of(request, records);
+                self.take_apart(&parts, 0..request.len(), &refused).await
+            }
         }
     }
 
     /// Deals with messages that were refused together.
     fn take_apart<'a>(
         &'a self,
-        request: &'a Request,
+        parts: &'a Parts<'a>,
         messages: Range<usize>,
         refused: &'a Status,
     ) -> Pin<Box<dyn Future<Output = u64> + Send + 'a>> {
         Box::pin(async move {
             if messages.len() == 1 {
-                let Some(message) = request.message(messages.start) else { return 0 };
+                let Some(message) = parts.request.message(messages.start) else { return 0 };
                 return match unpack(&self.topic, &message) {
-                    Some(lines) => self.publish_parts(&lines).await,
+                    Some(lines) => {
+                        let lines = Parts::of(&lines, lines.len() as u64);
+                        self.publish_part(&lines, 0..lines.request.len()).await
+                    }
                     None => {
                         let reason = Reason::Refused(refused.message().to_owned());
                         self.give_up(&Undeliverable { record: record_of(message), reason }).await;
@@ -210,30 +217,26 @@ impl<P: Publish> Forwarder<P> {
             }
             let middle = messages.start + messages.len() / 2;
             let halves = join(
-                self.publish_part(request, messages.start..middle),
-                self.publish_part(request, middle..messages.end),
+                self.publish_part(parts, messages.start..middle),
+                self.publish_part(parts, middle..messages.end),
             );
             let (first, second) = halves.await;
             first + second
         })
     }
 
-    /// The lines of a pack that was refused, each as a message of its own.
-    async fn publish_parts(&self, lines: &Request) -> u64 {
-        self.publish_part(lines, 0..lines.len()).await
-    }
-
-    async fn publish_part(&self, request: &Request, messages: Range<usize>) -> u64 {
+    async fn publish_part(&self, parts: &Parts<'_>, messages: Range<usize>) -> u64 {
         let answer = {
             // Never closed; without a permit there are only more calls at once.
             let _permit = self.parts.acquire().await;
-            let count = messages.len();
-            let call = Call { bytes: request.part(messages.clone()), messages: count, records: count as u64 };
+            let records = parts.records[messages.clone()].iter().sum();
+            let call =
+                Call { bytes: parts.request.part(messages.clone()), messages: messages.len(), records };
             self.until_answered(&call, None).await
         };
         match answer {
             Ok(()) => 0,
-            Err(refused) => self.take_apart(request, messages, &refused).await,
+            Err(refused) => self.take_apart(parts, messages, &refused).await,
         }
     }
 
@@ -314,21 +317,48 @@ struct Call {
     records: u64,
 }
 
-/// The lines of a pack of ours as messages of their own; none where it is no pack.
-fn unpack(topic: &TopicName, message: &PubsubMessage) -> Option<Request> {
-    let attributes = &message.attributes;
-    let ranges = attributes.get("kafka-offset")?;
-    if attributes.get("content-type")? != URI_LIST || !ranges.contains(['-', ',']) {
+/// A request that was refused, with what its parts hold.
+struct Parts<'a> {
+    request: &'a Request,
+    /// Of each message.
+    records: Vec<u64>,
+}
+
+impl<'a> Parts<'a> {
+    /// `records` are those of the whole request.
+    fn of(request: &'a Request, records: u64) -> Self {
+        let messages = request.len();
+        let records = if records == messages as u64 {
+            vec![1; messages]
+        } else {
+            let of = |message: PubsubMessage| packed_offsets(&message).map_or(1, |all| all.count() as u64);
+            (0..messages).map(|index| request.message(index).map_or(1, of)).collect()
+        };
+        Self { request, records }
+    }
+}
+
+/// The offsets of a pack of ours, in the order of its lines; none where it is no pack.
+fn packed_offsets(message: &PubsubMessage) -> Option<impl Iterator<Item = i64>> {
+    let ranges = message.attributes.get("kafka-offset")?;
+    if message.attributes.get("content-type")? != URI_LIST || !ranges.contains(['-', ',']) {
         return None;
     }
-    let offsets = ranges.split(',').flat_map(|range| {
+    Some(ranges.split(',').flat_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         first.parse().unwrap_or(0_i64)..=last.parse().unwrap_or(-1)
-    });
+    }))
+}
+
+/// The lines of a pack of ours as messages of their own; none where it is no pack.
+fn unpack(topic: &TopicName, message: &PubsubMessage) -> Option<Request> {
+    let offsets = packed_offsets(message)?;
     let mut shared = Vec::new();
-    for (name, value) in
-        attributes.iter().filter(|(name, _)| !matches!(name.as_str(), "kafka-offset" | "content-type"))
-    {
+    let kept = message
+        .attributes
+        .iter()
+        .filter(|(name, _)| !matches!(name.as_str(), "kafka-offset" | "content-type"));
+    for (name, value) in kept {
         put_attribute(&mut shared, name, value);
     }
     let mut request = RequestBuilder::new(topic, 0);
@@ -447,7 +477,9 @@ mod tests {
             assert_eq!(offsets.assign(0, 0, true), 1);
             let health = Health::default();
             let metrics = BridgeMetrics::register(&mut registry(&health), "urls");
-            let letters = DeadLetters::new("urls".to_owned(), Target::Log, metrics.clone());
+            let letters = health.condition("dead-letter");
+            letters.ok();
+            let letters = DeadLetters::new("urls".to_owned(), Target::Log, metrics.clone(), letters);
             let fake = Fake { answer, calls: AtomicU64::new(0), accepted: Mutex::default() };
             let (topic, done) = ("projects/p/topics/urls".parse().unwrap(), Done::to(offsets.clone()));
             let condition = health.condition("pubsub");
@@ -504,6 +536,8 @@ mod tests {
         assert_eq!(stand.accepted(), expected);
         let counts = stand.forwarder.counts();
         assert_eq!((counts.published, counts.undeliverable), (4, 1));
+        let status = stand.forwarder.metrics.status(&stand.health);
+        assert_eq!(status.records_done, 4, "records and not messages: 3-4 is one message");
         assert_eq!(stand.offsets.take_committable(), [(0, 5)]);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Pure, and the only place that knows Pub/Sub's limits on a message. It never looks inside a value.
 
-use super::dead_letter::Reason;
+use super::letter::Reason;
 use crate::kafka::{Header, RecordRef};
 use crate::pubsub::put_attribute;
 

@@ -1,44 +1,43 @@
 //! `cdnwarm bridge`: every record of a Kafka topic becomes a Pub/Sub message, at least once, whatever dies and whenever.
 //!
 //! A record's way: `kafka::consumer`, on whose thread [`batch`] and [`message`] put it into a publish request ->
-//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], [`limit`]) or brings it to [`dead_letter`] -> its
-//! receipt back to the consumer, which commits it. Order is not kept.
+//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], [`limit`]) or brings it to [`dead_letter`] (which writes a
+//! [`letter`]) -> its receipt back to the consumer, which commits it. Order is not kept.
 
 mod batch;
 mod dead_letter;
 mod forward;
+mod letter;
 mod limit;
 mod message;
 mod metrics;
 mod retry;
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{MetricsArgs, MetricsServer};
 use crate::kafka::ConsumerArgs;
-use crate::kafka::consumer::{Consumer, ConsumerConfig, STALL_LIMIT, Snapshot, Watch};
+use crate::kafka::consumer::{Consumer, ConsumerConfig};
+use crate::kafka::dead_letter_topic::{DeadLetterConfig, DeadLetterTopic};
 use crate::kafka::env::KafkaEnv;
+use crate::kafka::metrics::ConsumerConditions;
 use crate::pubsub::{Connection, GrpcPublisher, PubsubArgs, TopicName};
 use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::registry;
 use crate::telemetry::status::StatusLine;
 use crate::usage::UsageError;
 use batch::Batcher;
-use dead_letter::{DeadLetterTopic, DeadLetters, Target};
+use dead_letter::{DeadLetterPlace, DeadLetters, Target};
 use forward::Forwarder;
-use metrics::{BridgeMetrics, Rebalance};
+use metrics::BridgeMetrics;
 
 /// How long a stop may take in all; what is not accepted downstream by then is delivered again by the next start.
 const STOP_LIMIT: Duration = Duration::from_millis(9_500);
-/// How often metrics and health follow the consumer.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Arguments of `cdnwarm bridge`.
 #[derive(Debug, Clone, clap::Args)]
@@ -54,11 +53,12 @@ pub(crate) struct Args {
     ///
     /// Without one they are logged, up to 64 KiB of each, credentials among their headers left out.
     #[arg(long, value_name = "TOPIC", env = "CDNWARM_DEAD_LETTER")]
-    dead_letter: Option<DeadLetterTopic>,
+    dead_letter: Option<DeadLetterPlace>,
 
     /// Put up to N consecutive URLs of a partition that have the same options into one message; 1 is off
     ///
-    /// One push then warms N URLs, for the price of one request.
+    /// One push then warms N URLs, for the price of one request. `serve` warms eight of them at once and all within its
+    /// --timeout, so N / 8 times the seconds that one URL takes must stay below that and below the subscription's ack deadline.
     #[arg(long, value_name = "N", default_value_t = 1, env = "CDNWARM_PACK",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pack: u16,
@@ -104,26 +104,31 @@ impl Args {
 
     /// What to consume and where dead letters go; everything in the kafka-env file is checked here, before the first
     /// socket opens.
-    fn checked(&self) -> anyhow::Result<(ConsumerConfig, Option<Target>)> {
+    fn checked(&self) -> anyhow::Result<(ConsumerConfig, Letters)> {
         let linger = Duration::from_millis(self.linger_ms.into());
         let config = ConsumerConfig { linger, ..self.consumer.config()? };
         let letters = match &self.dead_letter {
-            Some(DeadLetterTopic::Kafka(topic)) if *topic == config.topic => {
+            Some(DeadLetterPlace::Kafka(topic)) if *topic == config.topic => {
                 bail!(
                     "--dead-letter {topic} is the topic that is read: its dead letters would come round for ever"
                 )
             }
-            Some(DeadLetterTopic::Pubsub(topic)) if *topic == self.pubsub_topic => {
+            Some(DeadLetterPlace::Pubsub(topic)) if *topic == self.pubsub_topic => {
                 bail!(
                     "--dead-letter {topic} is the topic that is published to: subscribers would get dead letters"
                 )
             }
-            Some(DeadLetterTopic::Kafka(topic)) => {
+            Some(DeadLetterPlace::Kafka(topic)) => {
                 let env = KafkaEnv::read(&self.consumer.kafka.kafka_env)?;
-                Some(Target::kafka(env.producer()?, topic.clone())?)
+                Letters::Kafka(DeadLetterConfig {
+                    client: env.producer()?,
+                    topic: topic.clone(),
+                    timeout: self.consumer.kafka.timeout(),
+                    source: env.path().display().to_string(),
+                })
             }
-            Some(DeadLetterTopic::Pubsub(_)) => None,
-            None => Some(Target::Log),
+            Some(DeadLetterPlace::Pubsub(topic)) => Letters::Pubsub(topic.clone()),
+            None => Letters::Log,
         };
         Ok((config, letters))
     }
@@ -156,14 +161,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         let connection = Connection::open(&args.pubsub).await?;
         let publisher = GrpcPublisher::new(connection.clone(), args.pubsub_topic.clone());
         publisher.check_topic().await?;
-        let target = match (letters, &args.dead_letter) {
-            (None, Some(DeadLetterTopic::Pubsub(topic))) => {
-                let publisher = GrpcPublisher::new(connection, topic.clone());
-                publisher.check_topic().await.context("--dead-letter")?;
-                Target::Pubsub(publisher)
-            }
-            (letters, _) => letters.unwrap_or(Target::Log),
-        };
+        let target = letters.open(connection, stop.clone()).await.context("--dead-letter")?;
         anyhow::Ok((publisher, target))
     };
     let (publisher, target) = tokio::select! {
@@ -171,16 +169,17 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         () = stop.cancelled() => return Ok(()),
     };
     conditions.pubsub.ok();
+    conditions.dead_letter.ok();
     tracing::info!(kafka_topic = config.topic, pubsub_topic = %args.pubsub_topic, "bridge started");
 
     let topic = config.topic.clone();
     let batcher = Batcher::new(&topic, args.pubsub_topic.clone(), args.pack.into());
     let mut consumer = Consumer::start(config, batcher, stop.clone())?;
     let watch = consumer.watch();
-    let letters = DeadLetters::new(topic, target, metrics.clone());
+    let letters = DeadLetters::new(topic, target, metrics.clone(), conditions.dead_letter);
     let done = consumer.acknowledger();
-    let Conditions { kafka, pubsub, polling } = conditions;
-    let forwarder = Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), pubsub);
+    let forwarder =
+        Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), conditions.pubsub);
     let work = async {
         forwarder.run(&mut consumer).await;
         consumer.ended().await
@@ -195,8 +194,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
             tracing::warn!("stopped in the middle of its work: records not accepted yet will be delivered again");
             Ok(())
         }
-        stalled = stalled(&watch, &polling) => Err(stalled),
-        () = follow(&watch, &metrics, &kafka) => Ok(()),
+        stalled = metrics.consumer().follow(&watch, &conditions.consumer) => Err(stalled),
     };
     let counts = forwarder.counts();
     tracing::info!(
@@ -217,62 +215,44 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     }
 }
 
+/// Where dead letters are to go, checked for form.
+enum Letters {
+    Pubsub(TopicName),
+    Kafka(DeadLetterConfig),
+    Log,
+}
+
+impl Letters {
+    /// Looks whether the topic is there.
+    ///
+    /// # Errors
+    /// A topic that is missing, or not ours to use, where the account or user may know that.
+    async fn open(self, connection: Connection, stop: CancellationToken) -> anyhow::Result<Target> {
+        Ok(match self {
+            Self::Log => Target::Log,
+            Self::Pubsub(topic) => {
+                let publisher = GrpcPublisher::new(connection, topic);
+                publisher.check_topic().await?;
+                Target::Pubsub(publisher)
+            }
+            Self::Kafka(config) => Target::Kafka(DeadLetterTopic::open(config, stop).await?),
+        })
+    }
+}
+
 /// What must hold for a bridge to do its work.
 struct Conditions {
-    kafka: Condition,
+    consumer: ConsumerConditions,
     pubsub: Condition,
-    /// Without it only a restart helps.
-    polling: Condition,
+    dead_letter: Condition,
 }
 
 impl Conditions {
     fn of(health: &Health) -> Self {
         Self {
-            kafka: health.condition("kafka"),
+            consumer: ConsumerConditions::of(health),
             pubsub: health.condition("pubsub"),
-            polling: health.live_condition("polling"),
+            dead_letter: health.condition("dead-letter"),
         }
-    }
-}
-
-/// Ends, with what to say, once the consumer does not poll any more.
-async fn stalled(watch: &Watch, polling: &Condition) -> anyhow::Error {
-    watch.stalled(STALL_LIMIT).await;
-    let seconds = STALL_LIMIT.as_secs();
-    polling.not_ok(format!("Kafka was not polled for {seconds} s"));
-    anyhow::anyhow!(
-        "Kafka was not polled for {seconds} s: the thread that does hangs. Leaving, so that a new start can go on \
-         from what is committed"
-    )
-}
-
-/// Shows how the consumer is doing, for ever.
-async fn follow(watch: &Watch, metrics: &BridgeMetrics, kafka: &Condition) {
-    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = Snapshot::default();
-    loop {
-        ticks.tick().await;
-        let now = watch.snapshot();
-        metrics.records_read(now.records - before.records);
-        for (event, times) in [
-            (Rebalance::Assigned, now.assigned - before.assigned),
-            (Rebalance::Revoked, now.revoked - before.revoked),
-            (Rebalance::Lost, now.lost - before.lost),
-        ] {
-            (0..times).for_each(|_| metrics.rebalanced(event));
-        }
-        for (partition, state) in &now.partitions {
-            metrics.partition_at(*partition, state.committed, state.lag());
-        }
-        let gone: BTreeSet<i32> = before.partitions.keys().copied().collect();
-        for partition in gone.into_iter().filter(|partition| !now.partitions.contains_key(partition)) {
-            metrics.partition_gone(partition);
-        }
-        match &now.trouble {
-            None => kafka.ok(),
-            Some(trouble) => kafka.not_ok(trouble),
-        }
-        before = now;
     }
 }

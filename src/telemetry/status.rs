@@ -25,9 +25,13 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Status {
     /// Since the start.
-    pub(crate) records_published: u64,
+    pub(crate) records_done: u64,
+    /// What was done with them, in a word.
+    pub(crate) done: &'static str,
     pub(crate) records_in_flight: u64,
     pub(crate) calls_in_flight: u64,
+    /// What such a call is, in a word.
+    pub(crate) calls: &'static str,
     /// None while it is not known.
     pub(crate) lag_records: Option<u64>,
     /// Why the process is not ready, if so.
@@ -58,7 +62,7 @@ impl StatusLine {
             let mut rate = Rate::default();
             loop {
                 let status = status();
-                bar.set_message(line(&status, rate.after(status.records_published)));
+                bar.set_message(line(&status, rate.after(status.records_done)));
                 bar.tick();
                 match ended.recv_timeout(REDRAW_INTERVAL) {
                     Err(RecvTimeoutError::Timeout) => {}
@@ -134,11 +138,13 @@ fn line(status: &Status, records_per_second: u64) -> String {
     };
     let lag = status.lag_records.map_or_else(|| "unknown".to_owned(), |lag| HumanCount(lag).to_string());
     format!(
-        "{problems}{} records/s, lag {lag}, {} in flight in {} calls, {} published",
+        "{problems}{} records/s, lag {lag}, {} in flight in {} {}, {} {}",
         HumanCount(records_per_second),
         HumanCount(status.records_in_flight),
         status.calls_in_flight,
-        HumanCount(status.records_published),
+        status.calls,
+        HumanCount(status.records_done),
+        status.done,
     )
 }
 
@@ -151,9 +157,11 @@ mod tests {
     #[test]
     fn the_line_says_how_the_work_goes_and_first_what_is_wrong() {
         let mut status = Status {
-            records_published: 12_345_678,
+            records_done: 12_345_678,
+            done: "published",
             records_in_flight: 9_000,
             calls_in_flight: 12,
+            calls: "calls",
             lag_records: Some(1_000),
             problems: Vec::new(),
         };
@@ -201,7 +209,11 @@ mod tests {
     fn log_lines_stay_whole_above_the_line_which_leaves_nothing_behind() {
         let terminal = InMemoryTerm::new(500, 120);
         let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
-        let shown = StatusLine::start_on(target, || Status { records_published: 7, ..Status::default() });
+        let shown = StatusLine::start_on(target, || Status {
+            records_done: 7,
+            done: "published",
+            ..Status::default()
+        });
         let deadline = Instant::now() + Duration::from_secs(10);
         while !terminal.contents().contains("7 published") {
             assert!(Instant::now() < deadline, "it is shown: {:?}", terminal.contents());

@@ -3,16 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use serde_json::Value;
-use tonic::Code;
 
 use crate::support::eventually;
 use crate::support::origin::{Origin, cacheable};
 use crate::support::process::{Process, command};
-use crate::support::publisher::{Fault, Publisher, TOPIC, When};
+use crate::support::publisher::{Publisher, TOPIC};
 use crate::support::records::{Coordinates, Source, bridge};
 use crate::support::stand::{Kafka, Pubsub};
 
@@ -241,64 +238,4 @@ async fn a_member_whose_instance_id_another_has_taken_ends_and_explains() {
     );
     assert_eq!(bridge.ends().await, Some(1), "{}", bridge.lines().join("\n"));
     bridge.says("same --group-instance-id").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_an_operator_watches_tells_how_it_is() {
-    let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
-    let env = kafka.env(&[EARLIEST]);
-    let mut source = Source::of(&kafka);
-    let mut bridge = bridge(&kafka, &env, publisher.addr(), &["--metrics-addr", "127.0.0.1:0"]);
-    let told = bridge.says("metrics at http").await;
-    let told: Value = serde_json::from_str(&told).unwrap();
-    let url = told["message"].as_str().unwrap().trim_start_matches("metrics at ").to_owned();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let get = async |url: String| {
-        let answer = http.get(url).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
-    };
-    let ready = async |expected: u16, why: &str| {
-        eventually(&format!("/ready {expected} {why}"), async || {
-            let (status, text) = get(url.replace("/metrics", "/ready")).await;
-            (status == expected && text.contains(why)).then_some(())
-        })
-        .await;
-    };
-    ready(200, "").await;
-    publisher.script(When::Always, &[Fault::Code(Code::PermissionDenied)]);
-    source.urls(120).await;
-    ready(503, "PermissionDenied").await;
-    assert_eq!(publisher.records(), 0);
-    let (_, text) = get(url.clone()).await;
-    assert!(value(&text, "cdnwarm_bridge_publish_failures_total{code=\"PERMISSION_DENIED\"}") > 0, "{text}");
-    publisher.be_well();
-    ready(200, "").await;
-    publisher.until(&source.all).await;
-    source.all_committed(&env).await;
-
-    let mut last = String::new();
-    eventually("lag 0", async || {
-        last = get(url.clone()).await.1;
-        let of = |name: &str, partition: i32| {
-            value(&last, &format!("{name}{{topic=\"{}\",partition=\"{partition}\"}}", kafka.topic))
-        };
-        (0..source.partitions())
-            .all(|number| {
-                of("cdnwarm_bridge_partition_lag_records", number) == 0
-                    && of("cdnwarm_bridge_partition_committed_offset", number) == 40
-            })
-            .then_some(())
-    })
-    .await;
-    assert_eq!(value(&last, "cdnwarm_bridge_records_read_total"), 120, "{last}");
-    assert_eq!(value(&last, "cdnwarm_bridge_records_published_total"), 120, "{last}");
-    assert_eq!(value(&last, "cdnwarm_bridge_in_flight_records"), 0, "{last}");
-    bridge.signal(Signal::SIGTERM);
-    assert_eq!(bridge.ends().await, Some(0));
-}
-
-/// A metric's value; -1 where it is not there.
-fn value(text: &str, series: &str) -> i64 {
-    let found = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
-    found.unwrap_or(-1)
 }

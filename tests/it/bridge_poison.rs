@@ -225,6 +225,22 @@ async fn dead_letters_that_would_come_round_again_are_an_error_of_usage() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_topic_that_does_not_exist_is_named_before_a_record_moves_and_is_not_made() {
+    let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
+    let env = kafka.env(&[("auto.offset.reset", "earliest")]);
+    let mut source = Source::of(&kafka);
+    source.urls(3).await;
+    let mut bridge = bridge(&kafka, &env, publisher.addr(), &["--dead-letter", "no-such-topic"]);
+    assert_eq!(bridge.ends().await, Some(1), "{}", bridge.lines().join("\n"));
+    bridge.says("--dead-letter: Kafka topic no-such-topic does not exist").await;
+    assert_eq!(publisher.records(), 0);
+    let client: BaseConsumer = kafka.client().create().unwrap();
+    let all = client.fetch_metadata(None, crate::support::PATIENCE).unwrap();
+    let names: Vec<&str> = all.topics().iter().map(rdkafka::metadata::MetadataTopic::name).collect();
+    assert!(names.contains(&kafka.topic.as_str()) && !names.contains(&"no-such-topic"), "{names:?}");
+}
+
 /// All records of a topic with one partition, which has so many: as letters.
 fn read_all(kafka: &Kafka, topic: &str, count: usize) -> Vec<Letter> {
     let consumer: BaseConsumer = kafka.client().set("group.id", "reader").create().unwrap();

@@ -9,6 +9,7 @@ mod demo;
 mod edge;
 mod embedded_pubsub;
 mod house;
+mod metrics;
 mod outages;
 mod pipeline;
 mod produce;

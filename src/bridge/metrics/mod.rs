@@ -3,8 +3,6 @@
 //! Methods take what happened to a whole batch, never to one record: at a million records a second a batch costs a few
 //! atomic additions and two locks that nobody else holds but a scrape.
 
-mod partitions;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +14,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tonic::Code;
 
+use crate::kafka::metrics::ConsumerMetrics;
 use crate::telemetry::health::Health;
 use crate::telemetry::status::Status;
-use partitions::{Partitions, Progress};
 
 const BATCH_MESSAGES: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0];
 const PUBLISH_SECONDS: [f64; 16] =
@@ -30,12 +28,13 @@ pub(super) struct BridgeMetrics(Arc<Metrics>);
 
 #[derive(Debug)]
 struct Metrics {
-    records_read: Counter,
+    consumer: ConsumerMetrics,
     records_published: Counter,
     messages_published: Counter,
     published_bytes: Counter,
     publish_failures: Family<CodeLabel, Counter>,
     dead_letters: Family<DeadLetterLabels, Counter>,
+    dead_letter_failures: Counter,
     headers_dropped: Counter,
     in_flight_records: Gauge,
     in_flight_bytes: Gauge,
@@ -44,8 +43,6 @@ struct Metrics {
     batch_messages: Histogram,
     publish_seconds: Histogram,
     publishing_refused: Gauge,
-    rebalances: Family<RebalanceLabel, Counter>,
-    partitions: Arc<Partitions>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -57,11 +54,6 @@ struct CodeLabel {
 struct DeadLetterLabels {
     reason: &'static str,
     to: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RebalanceLabel {
-    event: &'static str,
 }
 
 /// One publish call that Pub/Sub accepted.
@@ -148,38 +140,19 @@ impl DeadLetterTarget {
     }
 }
 
-/// What a rebalance did to this member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rebalance {
-    Assigned,
-    Revoked,
-    /// Partitions taken away without a chance to commit.
-    Lost,
-}
-
-impl Rebalance {
-    const ALL: [Self; 3] = [Self::Assigned, Self::Revoked, Self::Lost];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Assigned => "assigned",
-            Self::Revoked => "revoked",
-            Self::Lost => "lost",
-        }
-    }
-}
-
 impl BridgeMetrics {
     /// Registers all of them, for a bridge that reads `topic`. Once in a registry: the same name twice would make the
     /// whole text invalid.
     pub(super) fn register(registry: &mut Registry, topic: &str) -> Self {
+        let registry = registry.sub_registry_with_prefix("cdnwarm_bridge");
         let metrics = Metrics {
-            records_read: Counter::default(),
+            consumer: ConsumerMetrics::register(registry, topic),
             records_published: Counter::default(),
             messages_published: Counter::default(),
             published_bytes: Counter::default(),
             publish_failures: Family::default(),
             dead_letters: Family::default(),
+            dead_letter_failures: Counter::default(),
             headers_dropped: Counter::default(),
             in_flight_records: Gauge::default(),
             in_flight_bytes: Gauge::default(),
@@ -188,19 +161,16 @@ impl BridgeMetrics {
             batch_messages: Histogram::new(BATCH_MESSAGES),
             publish_seconds: Histogram::new(PUBLISH_SECONDS),
             publishing_refused: Gauge::default(),
-            rebalances: Family::default(),
-            partitions: Arc::new(Partitions::of(topic)),
         };
         metrics.begin_at_zero();
-        let registry = registry.sub_registry_with_prefix("cdnwarm_bridge");
         metrics.register_counters(registry);
         metrics.register_the_rest(registry);
         Self(Arc::new(metrics))
     }
 
-    /// Records came from Kafka, whatever becomes of them.
-    pub(super) fn records_read(&self, count: u64) {
-        self.0.records_read.inc_by(count);
+    /// Those of its consumer.
+    pub(super) fn consumer(&self) -> &ConsumerMetrics {
+        &self.0.consumer
     }
 
     /// Pub/Sub accepted a call.
@@ -224,6 +194,11 @@ impl BridgeMetrics {
         self.0.dead_letters.get_or_create(&labels).inc_by(count);
     }
 
+    /// A dead letter went into the log because its topic did not take it.
+    pub(super) fn dead_letter_failed(&self) {
+        self.0.dead_letter_failures.inc();
+    }
+
     /// Headers were left out, because no attribute can carry them.
     pub(super) fn headers_dropped(&self, count: u64) {
         self.0.headers_dropped.inc_by(count);
@@ -242,30 +217,16 @@ impl BridgeMetrics {
         self.0.publishing_refused.set(i64::from(is_refused));
     }
 
-    /// Partitions came or went.
-    pub(super) fn rebalanced(&self, event: Rebalance) {
-        self.0.rebalances.get_or_create(&RebalanceLabel { event: event.as_str() }).inc();
-    }
-
-    /// How far a partition of ours is: the offset that is committed, and the records between it and the high
-    /// watermark where that is known.
-    pub(super) fn partition_at(&self, partition: i32, committed: i64, lag_records: Option<u64>) {
-        self.0.partitions.set(partition, Progress { committed, lag_records });
-    }
-
-    /// A partition is no longer ours; its member elsewhere shows it now.
-    pub(super) fn partition_gone(&self, partition: i32) {
-        self.0.partitions.remove(partition);
-    }
-
     /// All of it in short, for a person who watches.
     pub(super) fn status(&self, health: &Health) -> Status {
         let now = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
         Status {
-            records_published: self.0.records_published.get(),
+            records_done: self.0.records_published.get(),
+            done: "published",
             records_in_flight: now(&self.0.in_flight_records),
             calls_in_flight: now(&self.0.in_flight_calls),
-            lag_records: self.0.partitions.lag_records(),
+            calls: "calls",
+            lag_records: self.0.consumer.lag_records(),
             problems: health.problems(),
         }
     }
@@ -281,14 +242,10 @@ impl Metrics {
                 drop(self.dead_letters.get_or_create(&labels));
             }
         }
-        for event in Rebalance::ALL {
-            drop(self.rebalances.get_or_create(&RebalanceLabel { event: event.as_str() }));
-        }
     }
 
     /// The encoder adds `_total`, a unit, and the full stop of each help text.
     fn register_counters(&self, registry: &mut Registry) {
-        registry.register("records_read", "Records read from Kafka", self.records_read.clone());
         registry.register(
             "records_published",
             "Records that Pub/Sub has accepted, each in a message of its own or packed",
@@ -316,14 +273,14 @@ impl Metrics {
             self.dead_letters.clone(),
         );
         registry.register(
+            "dead_letter_failures",
+            "Dead letters that their topic refused or did not take in time, and that are in the log instead",
+            self.dead_letter_failures.clone(),
+        );
+        registry.register(
             "headers_dropped",
             "Kafka headers that were left out of a message",
             self.headers_dropped.clone(),
-        );
-        registry.register(
-            "rebalances",
-            "Rebalances of the consumer group that this member heard of, by what they did to it",
-            self.rebalances.clone(),
         );
     }
 
@@ -362,7 +319,6 @@ impl Metrics {
             "Whether records are held because Pub/Sub refuses the topic or this account: 1 or 0",
             self.publishing_refused.clone(),
         );
-        registry.register_collector(Box::new(self.partitions.clone()));
     }
 }
 
@@ -401,9 +357,10 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
+    use crate::kafka::consumer::{PartitionState, Snapshot};
     use crate::telemetry::metrics::registry;
 
-    const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
+    const UNKNOWN_LAG: PartitionState = PartitionState { committed: 500, high_watermark: None };
 
     fn text(registry: &Registry) -> String {
         let mut text = String::new();
@@ -416,17 +373,18 @@ mod tests {
         let health = Health::default();
         let mut registry = registry(&health);
         let metrics = BridgeMetrics::register(&mut registry, "urls \"of\" \\ all");
-        metrics.records_read(2_100);
+        let partitions =
+            [(0, PartitionState { committed: 1_500, high_watermark: Some(2_000) }), (5, UNKNOWN_LAG)];
+        let now = Snapshot { records: 2_100, lost: 1, partitions: partitions.into(), ..Snapshot::default() };
+        metrics.consumer().show(&Snapshot::default(), &now);
         let latency = Duration::from_millis(20);
         metrics.published(Published { records: 2_000, messages: 1_000, bytes: 120_000, latency });
         metrics.publish_failed(Code::Unavailable);
         metrics.dead_letters(DeadLetterReason::TooLarge, DeadLetterTarget::Log, 3);
+        metrics.dead_letter_failed();
         metrics.headers_dropped(4);
         metrics.in_flight(InFlight { records: 97, bytes: 9_000, calls: 2, calls_limit: 16 });
         metrics.publishing_refused(true);
-        metrics.rebalanced(Rebalance::Lost);
-        metrics.partition_at(0, 1_500, Some(500));
-        metrics.partition_at(5, 500, None);
         (registry, metrics, health)
     }
 
@@ -442,6 +400,7 @@ mod tests {
             "publish_failures_total{code=\"UNAVAILABLE\"} 1",
             "dead_letters_total{reason=\"too_large\",to=\"log\"} 3",
             "dead_letters_total{reason=\"no_value\",to=\"pubsub\"} 0",
+            "dead_letter_failures_total 1",
             "headers_dropped_total 4",
             "in_flight_records 97",
             "in_flight_bytes 9000",
@@ -471,17 +430,19 @@ mod tests {
     #[test]
     fn a_partition_that_is_gone_is_not_shown() {
         let (registry, metrics, health) = busy();
-        metrics.partition_at(1, 10, Some(7));
-        assert_eq!(metrics.status(&health).lag_records, Some(507));
-        metrics.partition_gone(0);
-        assert_eq!(metrics.status(&health).lag_records, Some(7));
-        let shown = text(&registry);
+        let shows = |partitions: &[(i32, PartitionState)]| {
+            let now = Snapshot { partitions: partitions.iter().copied().collect(), ..Snapshot::default() };
+            metrics.consumer().show(&Snapshot::default(), &now);
+            (metrics.status(&health).lag_records, text(&registry))
+        };
+        let seven = (1, PartitionState { committed: 10, high_watermark: Some(17) });
+        let (lag, shown) = shows(&[seven, (5, UNKNOWN_LAG)]);
+        assert_eq!(lag, Some(7));
         assert!(!shown.contains("partition=\"0\"") && shown.contains("partition=\"5\""), "{shown}");
-        metrics.partition_gone(1);
-        metrics.partition_gone(5);
-        metrics.partition_gone(5);
-        assert_eq!(metrics.status(&health).lag_records, None);
-        assert!(!text(&registry).contains("cdnwarm_bridge_partition"));
+        assert_eq!(shows(&[(5, UNKNOWN_LAG)]).0, None);
+        let (lag, shown) = shows(&[]);
+        assert_eq!(lag, None);
+        assert!(!shown.contains("cdnwarm_bridge_partition"), "{shown}");
     }
 
     #[test]
@@ -489,10 +450,7 @@ mod tests {
         let (_registry, metrics, health) = busy();
         health.condition("kafka").not_ok("away");
         let status = metrics.status(&health);
-        assert_eq!(
-            (status.records_published, status.records_in_flight, status.calls_in_flight),
-            (2_000, 97, 2)
-        );
+        assert_eq!((status.records_done, status.records_in_flight, status.calls_in_flight), (2_000, 97, 2));
         assert_eq!(status.problems, ["kafka: away"]);
     }
 
@@ -542,30 +500,5 @@ mod tests {
         }
         let names: BTreeSet<_> = families.iter().collect();
         assert_eq!(names.len(), families.len(), "a name is registered twice: {families:?}");
-    }
-
-    #[test]
-    fn the_document_has_every_metric_and_no_other() {
-        let (registry, _, _) = busy();
-        let text = text(&registry);
-        let registered: BTreeSet<String> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
-            .map(|(name, kind)| match kind {
-                "counter" => format!("{name}_total"),
-                _ => name.to_owned(),
-            })
-            .collect();
-        let documented: BTreeSet<String> = DOCUMENT
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `cdnwarm_")?.split_once('`'))
-            .map(|(name, _)| format!("cdnwarm_{name}"))
-            .collect();
-        assert_eq!(registered, documented);
-        let mentioned = DOCUMENT.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        for name in mentioned.filter(|word| word.starts_with("cdnwarm_") && !word.ends_with('_')) {
-            let family = name.trim_end_matches("_bucket").trim_end_matches("_count").trim_end_matches("_sum");
-            assert!(registered.contains(family), "{name} is in the document and is no metric");
-        }
     }
 }

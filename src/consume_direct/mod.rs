@@ -2,6 +2,8 @@
 //!
 //! Same verdicts as `serve`. Its consumer group is its own, so that it never takes a partition from `bridge`.
 
+mod metrics;
+
 use clap::builder::BoolishValueParser;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -10,13 +12,19 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::consumer::{Collect, Consumer, ConsumerConfig, STALL_LIMIT};
+use crate::http::{MetricsArgs, MetricsServer};
+use crate::kafka::consumer::{Collect, Consumer, ConsumerConfig};
+use crate::kafka::metrics::ConsumerConditions;
 use crate::kafka::{ConsumerArgs, Receipt, Record, RecordRef};
 use crate::outcome::{Outcome, Source};
 use crate::request::WarmRequest;
+use crate::telemetry::health::Health;
 use crate::telemetry::logs::log_outcome;
+use crate::telemetry::metrics::registry;
+use crate::telemetry::status::StatusLine;
 use crate::usage::UsageError;
 use crate::warm::{WarmArgs, Warmer};
+use metrics::DirectMetrics;
 
 /// How long a stop may take in all; GETs not over by then are made again by the next start.
 const STOP_LIMIT: Duration = Duration::from_millis(9_500);
@@ -43,6 +51,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 64, env = "CDNWARM_CONCURRENCY",
           value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
+
+    #[command(flatten)]
+    metrics: MetricsArgs,
 
     #[command(flatten)]
     warm: WarmArgs,
@@ -113,39 +124,65 @@ impl Collect for Copies {
 /// A configuration that cannot be meant, and whatever ends the consumer.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let config = args.config().map_err(UsageError::new)?;
+    let health = Health::default();
+    let mut registry = registry(&health);
+    let metrics = DirectMetrics::register(&mut registry, &config.topic);
+    // Named from the start, so that the endpoint says what is missing.
+    let conditions = ConsumerConditions::of(&health);
+    let shown = CancellationToken::new();
+    let _shown_until_the_end = shown.clone().drop_guard();
+    if let Some(addr) = args.metrics.metrics_addr {
+        let server = MetricsServer::bind(addr).await?;
+        tracing::info!("metrics at http://{}/metrics", server.addr());
+        tokio::spawn(server.run(registry, health.clone(), shown));
+    }
     let warmer = Warmer::new(args.warm)?;
     let (topic, group) = (config.topic.clone(), config.client.get("group.id").unwrap_or_default().to_owned());
     tracing::info!(topic, group, "consume-direct started as group {group}");
     let mut consumer = Consumer::start(config, Copies::default(), stop.clone())?;
     let watch = consumer.watch();
+    let _status = {
+        let metrics = metrics.clone();
+        StatusLine::start(move || metrics.status(&health))
+    };
     let work = async {
-        warm_all(&mut consumer, &warmer, &topic, args.concurrency.into()).await;
+        warm_all(&mut consumer, &warmer, &metrics, &topic, args.concurrency.into()).await;
         consumer.ended().await
     };
     let late = async {
         stop.cancelled().await;
         tokio::time::sleep(STOP_LIMIT).await;
     };
-    tokio::select! {
-        ended = work => match ended {
-            Err(error) if stop.is_cancelled() => {
-                tracing::warn!("while stopping: {error:#}");
-                Ok(())
-            }
-            ended => ended,
-        },
+    let ended = tokio::select! {
+        ended = work => ended,
         () = late => {
             tracing::warn!("stopped with GETs under way: they will be made again");
             Ok(())
         }
-        () = watch.stalled(STALL_LIMIT) => {
-            anyhow::bail!("Kafka was not polled for {} s: the thread that does hangs", STALL_LIMIT.as_secs())
+        stalled = metrics.consumer().follow(&watch, &conditions) => Err(stalled),
+    };
+    let verdicts: Vec<String> =
+        metrics.verdicts().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+    let verdicts = if verdicts.is_empty() { "no record".to_owned() } else { verdicts.join(", ") };
+    tracing::info!(verdicts, "consume-direct stopped: {verdicts}");
+    match ended {
+        // A stop during start-up is a stop, not a failure.
+        Err(error) if stop.is_cancelled() => {
+            tracing::warn!("while stopping: {error:#}");
+            Ok(())
         }
+        ended => ended,
     }
 }
 
 /// Warms records, `concurrency` at a time, and gives each back once its verdict stands.
-async fn warm_all(consumer: &mut Consumer<Copied>, warmer: &Warmer, topic: &str, concurrency: usize) {
+async fn warm_all(
+    consumer: &mut Consumer<Copied>,
+    warmer: &Warmer,
+    metrics: &DirectMetrics,
+    topic: &str,
+    concurrency: usize,
+) {
     let done = consumer.acknowledger();
     let mut under_way = FuturesUnordered::new();
     let mut waiting = VecDeque::new();
@@ -155,12 +192,18 @@ async fn warm_all(consumer: &mut Consumer<Copied>, warmer: &Warmer, topic: &str,
             && let Some((receipt, record)) = waiting.pop_front()
         {
             under_way.push(async move {
-                if let Some(record) = record {
-                    log_outcome(&warm(warmer, topic, record).await);
+                match record {
+                    Some(record) => {
+                        let outcome = warm(warmer, topic, record).await;
+                        metrics.outcome(&outcome);
+                        log_outcome(&outcome);
+                    }
+                    None => metrics.broken_batch(),
                 }
                 receipt
             });
         }
+        metrics.in_flight(done.uncommittable(), under_way.len());
         tokio::select! {
             Some(receipt) = under_way.next() => done.done(&[receipt]),
             chunk = consumer.next(), if open && waiting.is_empty() => match chunk {
