@@ -13,19 +13,18 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::future::{join, join_all};
 use futures_util::stream::FuturesUnordered;
-use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::PubsubMessage;
 use tokio::sync::{Notify, Semaphore};
 use tonic::{Code, Status};
 
-use super::batch::{Batch, LINE_END};
+use super::batch::Batch;
 use super::dead_letter::DeadLetters;
 use super::letter::{Reason, Undeliverable, record_of};
 use super::limit::CallLimit;
-use super::message::URI_LIST;
 use super::metrics::{BridgeMetrics, InFlight, Published};
+use super::parts::{Parts, unpack};
 use super::retry::{CALL_LIMIT, Fate, advice, call_limit, delays, fate};
 use crate::kafka::consumer::{Consumer, Done};
-use crate::pubsub::{Publish, Request, RequestBuilder, TopicName, put_attribute};
+use crate::pubsub::{Publish, Request, TopicName};
 use crate::telemetry::health::Condition;
 
 /// Records received and not committable yet: what comes again after a crash, and what a batch that Pub/Sub does not
@@ -317,62 +316,6 @@ struct Call {
     records: u64,
 }
 
-/// A request that was refused, with what its parts hold.
-struct Parts<'a> {
-    request: &'a Request,
-    /// Of each message.
-    records: Vec<u64>,
-}
-
-impl<'a> Parts<'a> {
-    /// `records` are those of the whole request.
-    fn of(request: &'a Request, records: u64) -> Self {
-        let messages = request.len();
-        let records = if records == messages as u64 {
-            vec![1; messages]
-        } else {
-            let of = |message: PubsubMessage| packed_offsets(&message).map_or(1, |all| all.count() as u64);
-            (0..messages).map(|index| request.message(index).map_or(1, of)).collect()
-        };
-        Self { request, records }
-    }
-}
-
-/// The offsets of a pack of ours, in the order of its lines; none where it is no pack.
-fn packed_offsets(message: &PubsubMessage) -> Option<impl Iterator<Item = i64>> {
-    let ranges = message.attributes.get("kafka-offset")?;
-    if message.attributes.get("content-type")? != URI_LIST || !ranges.contains(['-', ',']) {
-        return None;
-    }
-    Some(ranges.split(',').flat_map(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        first.parse().unwrap_or(0_i64)..=last.parse().unwrap_or(-1)
-    }))
-}
-
-/// The lines of a pack of ours as messages of their own; none where it is no pack.
-fn unpack(topic: &TopicName, message: &PubsubMessage) -> Option<Request> {
-    let offsets = packed_offsets(message)?;
-    let mut shared = Vec::new();
-    let kept = message
-        .attributes
-        .iter()
-        .filter(|(name, _)| !matches!(name.as_str(), "kafka-offset" | "content-type"));
-    for (name, value) in kept {
-        put_attribute(&mut shared, name, value);
-    }
-    let mut request = RequestBuilder::new(topic, 0);
-    let mut data = &message.data[..];
-    for offset in offsets {
-        let end = data.windows(LINE_END.len()).position(|bytes| bytes == LINE_END).unwrap_or(data.len());
-        let mut own = Vec::new();
-        put_attribute(&mut own, "kafka-offset", &offset.to_string());
-        request.add(&data[..end], &[&shared, &own]);
-        data = data.get(end + LINE_END.len()..).unwrap_or_default();
-    }
-    Some(request.build())
-}
-
 /// Says that publishing fails and why, without repeating itself, and that it works again.
 struct Alarm {
     state: Mutex<AlarmState>,
@@ -429,7 +372,7 @@ impl Alarm {
 mod tests {
     use std::sync::Arc;
 
-    use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::PublishRequest;
+    use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::{PublishRequest, PubsubMessage};
     use prost::Message as _;
 
     use super::*;

@@ -11,6 +11,7 @@ mod letter;
 mod limit;
 mod message;
 mod metrics;
+mod parts;
 mod retry;
 
 use std::net::SocketAddr;

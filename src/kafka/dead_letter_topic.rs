@@ -19,8 +19,8 @@ use super::topic_id::may_write;
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// How long one question to the cluster may take.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// How long the producer's good-bye is waited for.
-const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+/// How long the producer's good-bye is waited for: all of a stop has to be over within 10 s.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(300);
 
 /// Which topic, and how to reach it.
 pub(crate) struct DeadLetterConfig {
