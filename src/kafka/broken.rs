@@ -47,9 +47,19 @@ pub(super) struct Broken {
     pub(super) error: String,
 }
 
+/// What a search has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    Broken(Broken),
+    /// Nothing is wrong: there is a record, and this search could read it.
+    Readable,
+    /// Nothing is wrong: there is no record.
+    End,
+}
+
 /// A search under way, on a thread of its own; given up when dropped.
 pub(super) struct Search {
-    found: mpsc::Receiver<anyhow::Result<Option<Broken>>>,
+    found: mpsc::Receiver<anyhow::Result<Found>>,
     given_up: Arc<AtomicBool>,
 }
 
@@ -94,8 +104,8 @@ impl Search {
         Ok(Self { found, given_up })
     }
 
-    /// What was found, once; none while the search goes on. Nothing broken is `Ok(None)`.
-    pub(super) fn found(&self) -> Option<anyhow::Result<Option<Broken>>> {
+    /// What was found, once; none while the search goes on.
+    pub(super) fn found(&self) -> Option<anyhow::Result<Found>> {
         match self.found.try_recv() {
             Ok(found) => Some(found),
             Err(mpsc::TryRecvError::Empty) => None,
@@ -145,7 +155,7 @@ impl Probe {
     ///
     /// Silence alone proves nothing: a slow disk is silent, too. It counts only beside records that can be read, and only
     /// where it goes on when it is listened to for long.
-    fn search(&self, next: i64) -> anyhow::Result<Option<Broken>> {
+    fn search(&self, next: i64) -> anyhow::Result<Found> {
         let mut silent = false;
         let mut is_broken = |answer: Answer| match answer {
             Answer::Broken(error) => Some(error),
@@ -155,7 +165,11 @@ impl Probe {
             }
             Answer::Readable | Answer::End => None,
         };
-        let Some(error) = is_broken(self.ask(next, FIRST_ANSWER_LIMIT)?) else { return Ok(None) };
+        let first = self.ask(next, FIRST_ANSWER_LIMIT)?;
+        let is_end = first == Answer::End;
+        let Some(error) = is_broken(first) else {
+            return Ok(if is_end { Found::End } else { Found::Readable });
+        };
         let (mut broken, mut step) = (next, 1);
         let (mut readable, mut behind) = loop {
             let offset = next + step;
@@ -191,7 +205,7 @@ impl Probe {
                 }
             }
         }
-        Ok(Some(Broken { first: next, end, error }))
+        Ok(Found::Broken(Broken { first: next, end, error }))
     }
 
     /// # Errors

@@ -31,6 +31,7 @@ use super::events::{Event, Events, Failure, Fetched, Records, high_watermark};
 use super::offsets::Offsets;
 use super::start::{Start, Starts};
 use group::commit_now;
+use unreadable::SILENT_LOOKS;
 
 /// How long a poll may wait, which is also how soon a stop is seen.
 const POLL: Duration = Duration::from_millis(50);
@@ -106,13 +107,15 @@ struct Reading {
     next: i64,
     /// Where it stood at the last look, and for how many looks.
     seen: (i64, u32),
+    /// How often in a row it had a record that did not come.
+    stuck: u32,
     /// Up to here there is nothing to read, whatever the end says: markers of transactions, for example.
     quiet_until: i64,
 }
 
 impl Reading {
     fn at(assignment: u64, next: i64) -> Self {
-        Self { assignment, next, seen: (next, 0), quiet_until: 0 }
+        Self { assignment, next, seen: (next, 0), stuck: 0, quiet_until: 0 }
     }
 }
 
@@ -318,6 +321,7 @@ impl<C: Collect> Member<C> {
             return ControlFlow::Break(());
         }
         reading.next = offset + 1;
+        reading.stuck = 0;
         self.collect.add(&fetched.record(reading.assignment));
         self.records += 1;
         if self.batch_since.is_none() {
@@ -394,20 +398,19 @@ impl<C: Collect> Member<C> {
 
     /// Notes how far the ends of the partitions are, and whether a broker that was away is back.
     fn look(&mut self) {
-        // Paused partitions are not fetched, so nothing tells where they end: one of them is asked each time.
-        let asked = self
-            .paused
-            .then(|| self.reading.range(self.looked + 1..).chain(self.reading.iter()).next())
-            .flatten();
-        if let Some(partition) = asked.map(|(partition, _)| *partition) {
-            self.looked = partition;
-            let range = self.consumer.fetch_watermarks(&self.topic, partition, LOOK_INTERVAL);
-            if let (Ok((_, high)), Some(state)) = (range, self.state.partitions().get_mut(&partition)) {
+        for (partition, state) in self.state.partitions().iter_mut().filter(|_| !self.paused) {
+            if let Some(high) = high_watermark(&self.consumer, &self.native_topic, *partition) {
                 state.high_watermark = Some(high);
             }
         }
-        for (partition, state) in self.state.partitions().iter_mut().filter(|_| !self.paused) {
-            if let Some(high) = high_watermark(&self.consumer, &self.native_topic, *partition) {
+        // Paused partitions are not fetched, so nothing tells where they end, and one that has been quiet for long may not
+        // be fetched for a reason that nobody knows: one of them is asked each time.
+        let is_unknown = |(_, reading): &(&i32, &Reading)| self.paused || reading.seen.1 >= SILENT_LOOKS;
+        let asked = self.reading.range(self.looked + 1..).chain(self.reading.iter()).find(is_unknown);
+        if let Some(partition) = asked.map(|(partition, _)| *partition) {
+            self.looked = partition;
+            let range = self.consumer.fetch_watermarks(&self.topic, partition, LOOK_INTERVAL / 2);
+            if let (Ok((_, high)), Some(state)) = (range, self.state.partitions().get_mut(&partition)) {
                 state.high_watermark = Some(high);
             }
         }

@@ -189,6 +189,11 @@ impl<C: Collect> Member<C> {
             }
         }
         // A partition that has come to a stop takes no seek.
+        self.assign_from(partition, offset)
+    }
+
+    /// Assigns a partition anew, to be read from here.
+    pub(super) fn assign_from(&mut self, partition: i32, offset: i64) -> anyhow::Result<()> {
         match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => {
                 let one = list(&self.topic, [(partition, offset)])?;

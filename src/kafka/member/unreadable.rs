@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rdkafka::consumer::Consumer as _;
 
 use super::{Member, Reading, list};
-use crate::kafka::broken::{Broken, Search};
+use crate::kafka::broken::{Broken, Found, Search};
 use crate::kafka::consumer::Collect;
 
 /// A partition that gives no record for so many looks, although it has some, may have a batch that cannot be read.
-const SILENT_LOOKS: u32 = 5;
+pub(super) const SILENT_LOOKS: u32 = 5;
+/// So many times in a row a partition may be found to have a record that others can read and this member does not get.
+const MAX_STUCK: u32 = 3;
 /// Each search is a client of its own, with its threads and connections.
 const MAX_SEARCHES: usize = 8;
 
@@ -84,19 +86,34 @@ impl<C: Collect> Member<C> {
             self.searches.remove(&partition);
             let Some(reading) = self.reading.get_mut(&partition) else { continue };
             match found {
-                Ok(Some(Broken { first, end, error })) => {
+                Ok(Found::Broken(Broken { first, end, error })) => {
                     reading.next = end;
                     self.collect.add_broken(partition, reading.assignment, (first, end - 1), &error);
                     self.batch_since.get_or_insert_with(Instant::now);
                 }
-                Ok(None) => {
+                Ok(Found::Readable) => {
+                    reading.stuck += 1;
+                    if reading.stuck >= MAX_STUCK {
+                        bail!(
+                            "{}/{partition} gives no record from offset {} on, although it has some; leaving, so that a \
+                             new start can go on",
+                            self.topic,
+                            reading.next
+                        );
+                    }
+                }
+                Ok(Found::End) => {
                     let state = self.state.partitions().get(&partition).copied();
                     reading.quiet_until = state.and_then(|state| state.high_watermark).unwrap_or_default();
                 }
                 Err(error) => tracing::warn!("{}/{partition}: trying again: {error:#}", self.topic),
             }
-            let next = reading.next;
-            self.go_on_from(partition, next)?;
+            let Reading { next, stuck, .. } = *reading;
+            if stuck > 1 {
+                self.assign_from(partition, next)?;
+            } else {
+                self.go_on_from(partition, next)?;
+            }
             self.consumer.resume(&list(&self.topic, [(partition, 0)])?).context("resuming a partition")?;
         }
         self.start_searches()
