@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// So many records may be delivered without a proof: whoever has little to deliver never waits for the coordinator.
-const UNPROVEN_RECORDS: u64 = 1_000;
+const UNPROVEN_RECORDS: u64 = 200;
 /// How old the question may be whose answer is the proof.
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// The member's proof, renewed by its thread and asked for by whoever delivers.
 #[derive(Debug)]
@@ -96,14 +96,14 @@ mod tests {
     fn few_records_need_no_proof_and_many_need_a_new_one() {
         let lease =
             Lease { base: Instant::now().checked_sub(Duration::from_secs(60)).unwrap(), ..Lease::default() };
-        assert!(lease.allows(600) && lease.allows(400));
+        assert!(lease.allows(150) && lease.allows(50));
         assert!(!lease.is_wanted());
         assert!(!lease.allows(1));
         assert!(lease.is_wanted());
         // An answer to a question that is too old proves nothing about now, but a few more may go.
         lease.renew(Instant::now().checked_sub(Duration::from_secs(30)).unwrap());
         assert!(!lease.is_wanted());
-        assert!(!lease.allows(1_001) && lease.allows(1_000) && !lease.allows(1));
+        assert!(!lease.allows(201) && lease.allows(200) && !lease.allows(1));
         lease.renew(Instant::now());
         assert!(lease.allows(1_000_000));
     }

@@ -248,7 +248,7 @@ async fn a_wire_that_is_cut_or_slow_or_dead_for_longer_than_a_call_may_take_cost
 async fn what_is_held_while_the_group_cannot_be_reached_is_not_published_twice() {
     const RECORDS: usize = 20_000;
     /// What may go without the group's word.
-    const UNPROVEN: usize = 1_000;
+    const UNPROVEN: usize = 200;
     let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
     let env = kafka.env(&[("auto.offset.reset", "earliest"), ("session.timeout.ms", "6000")]);
     let mut source = Source::of(&kafka);

@@ -25,7 +25,9 @@ const REVOKE_LIMIT: Duration = Duration::from_secs(30);
 /// The same once the process is to stop: what is done by then still has to be committed.
 const STOPPED_REVOKE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a commit is waited for where nothing can go on without it.
-const COMMIT_NOW_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const COMMIT_NOW_LIMIT: Duration = Duration::from_secs(5);
+/// The same while something else is waited for, too.
+const COMMIT_WHILE_WAITING_LIMIT: Duration = Duration::from_secs(1);
 /// An asynchronous commit that was not answered by then is made again.
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -67,7 +69,7 @@ impl<C: Collect> Member<C> {
     fn pin(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_LIMIT.min(self.max_poll_interval / 2);
         loop {
-            match commit_now(&self.consumer, &self.offsets, &self.starts, &self.state) {
+            match commit_now(&self.consumer, &self.offsets, &self.starts, &self.state, COMMIT_NOW_LIMIT) {
                 Ok(()) => return Ok(()),
                 Err(error) if is_rebalancing(error) || self.is_over() => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
@@ -116,7 +118,7 @@ impl<C: Collect> Member<C> {
             }
             self.forget_unanswered_commit();
             // What is not committed is delivered again by the partitions' next owner.
-            let _ = commit_now(&self.consumer, &self.offsets, &self.starts, &self.state);
+            let _ = commit_now(&self.consumer, &self.offsets, &self.starts, &self.state, COMMIT_NOW_LIMIT);
             self.state.revoked.fetch_add(1, Ordering::Relaxed);
         }
         for partition in partitions {
@@ -137,20 +139,17 @@ impl<C: Collect> Member<C> {
     }
 
     /// Waits for what is in flight on these partitions; not as long once the process is to stop.
-    fn wait_for(&self, revoked: &[i32]) -> u64 {
-        let mut deadline = Instant::now() + REVOKE_LIMIT.min(self.max_poll_interval / 2);
-        let mut stopping = false;
-        loop {
-            let left = self.offsets.wait_idle(Some(revoked), Duration::from_millis(100));
-            self.state.rounds.fetch_add(1, Ordering::Relaxed);
-            if self.stop.is_cancelled() && !stopping {
-                stopping = true;
-                deadline = deadline.min(Instant::now() + STOPPED_REVOKE_LIMIT);
+    fn wait_for(&mut self, revoked: &[i32]) -> u64 {
+        self.forget_unanswered_commit();
+        let limit = Instant::now() + REVOKE_LIMIT.min(self.max_poll_interval / 2);
+        let mut stopped = None;
+        let deadline = || {
+            if self.stop.is_cancelled() {
+                stopped.get_or_insert_with(|| Instant::now() + STOPPED_REVOKE_LIMIT);
             }
-            if left == 0 || Instant::now() >= deadline {
-                return left;
-            }
-        }
+            stopped.map_or(limit, |stopped| limit.min(stopped))
+        };
+        commit_until_idle(&self.consumer, &self.offsets, &self.starts, &self.state, Some(revoked), deadline)
     }
 
     /// Sends what is done and not committed yet, unless a commit is under way.
@@ -164,13 +163,7 @@ impl<C: Collect> Member<C> {
             }
         }
         self.forget_unanswered_commit();
-        let mut moved = self.offsets.take_committable();
-        if moved.is_empty() && self.state.lease.is_wanted() {
-            // What is committed already, once more: the answer is what is wanted.
-            let known =
-                self.state.partitions().first_key_value().map(|(number, state)| (*number, state.committed));
-            moved.extend(known);
-        }
+        let moved = committable(&self.offsets, &self.state);
         if moved.is_empty() {
             return;
         }
@@ -239,7 +232,34 @@ impl<C: Collect> Member<C> {
     }
 }
 
-/// Commits what is done, and waits until the group has it, a few seconds at most.
+/// Waits until nothing of these partitions is in flight, or of all where none are named; at most until the deadline, which
+/// may move. Returns how many records still are.
+///
+/// What gets done meanwhile is committed: the group may lose patience, and delivery asks whether it still answers.
+pub(super) fn commit_until_idle(
+    consumer: &BaseConsumer<ClientEvents>,
+    offsets: &Offsets,
+    starts: &Starts,
+    state: &State,
+    partitions: Option<&[i32]>,
+    mut deadline: impl FnMut() -> Instant,
+) -> u64 {
+    let mut next_commit = Instant::now();
+    loop {
+        let left = offsets.wait_idle(partitions, Duration::from_millis(100));
+        state.rounds.fetch_add(1, Ordering::Relaxed);
+        if left == 0 || Instant::now() >= deadline() {
+            return left;
+        }
+        if Instant::now() >= next_commit {
+            let committed = commit_now(consumer, offsets, starts, state, COMMIT_WHILE_WAITING_LIMIT);
+            let pause = if committed.is_ok() { Duration::ZERO } else { COMMIT_WHILE_WAITING_LIMIT };
+            next_commit = Instant::now() + pause;
+        }
+    }
+}
+
+/// Commits what is done, and waits until the group has it, at most `limit`.
 ///
 /// # Errors
 /// Why the group does not have it, as far as is known; it is said already.
@@ -248,19 +268,22 @@ pub(super) fn commit_now(
     offsets: &Offsets,
     starts: &Starts,
     state: &State,
+    limit: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
-    let moved = offsets.take_committable();
+    let moved = committable(offsets, state);
     if moved.is_empty() {
         return Ok(());
     }
+    let asked = Instant::now();
     let waiting = || {
         state.rounds.fetch_add(1, Ordering::Relaxed);
     };
     let committed = commit_list(&starts.topic, &moved, starts)
         .map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
-        .and_then(|list| commit_within(consumer, &list, COMMIT_NOW_LIMIT, &waiting));
+        .and_then(|list| commit_within(consumer, &list, limit, &waiting));
     match committed {
         Ok(()) => {
+            state.lease.renew(asked);
             let mut partitions = state.partitions();
             for (partition, offset) in moved {
                 if let Some(state) = partitions.get_mut(&partition) {
@@ -281,6 +304,15 @@ pub(super) fn commit_now(
         }
     }
     committed
+}
+
+/// What is to be committed: what moved, or, where only the answer is wanted, what is committed already.
+fn committable(offsets: &Offsets, state: &State) -> Vec<(i32, i64)> {
+    let mut moved = offsets.take_committable();
+    if moved.is_empty() && state.lease.is_wanted() {
+        moved.extend(state.partitions().first_key_value().map(|(number, state)| (*number, state.committed)));
+    }
+    moved
 }
 
 fn commit_list(

@@ -30,7 +30,7 @@ use super::consumer::{Collect, ConsumerConfig, Outlet, State};
 use super::events::{Event, Events, Failure, Fetched, Records, high_watermark};
 use super::offsets::Offsets;
 use super::start::{Start, Starts};
-use group::commit_now;
+use group::{COMMIT_NOW_LIMIT, commit_now, commit_until_idle};
 use unreadable::SILENT_LOOKS;
 
 /// How long a poll may wait, which is also how soon a stop is seen.
@@ -203,12 +203,13 @@ impl<C: Collect> Member<C> {
         self.forget_unanswered_commit();
         let Self { consumer, events, fetched, offsets, out, starts, state, .. } = self;
         drop(out);
-        let left = offsets.wait_idle(None, STOP_LIMIT);
+        let deadline = Instant::now() + STOP_LIMIT;
+        let left = commit_until_idle(&consumer, &offsets, &starts, &state, None, || deadline);
         if left > 0 {
             tracing::warn!(records = left, "stopped with records in flight; they will be delivered again");
         }
         // What is not committed is delivered again by the next start.
-        let _ = commit_now(&consumer, &offsets, &starts, &state);
+        let _ = commit_now(&consumer, &offsets, &starts, &state, COMMIT_NOW_LIMIT);
         if failed {
             // A rebalance that was not answered would hold up the good-bye.
             let given_up = match consumer.rebalance_protocol() {
