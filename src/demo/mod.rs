@@ -266,7 +266,7 @@ impl Road {
             let config = EdgeConfig { addr: loopback, name: region.clone(), origin: origin_addr, stores };
             let edge = Edge::bind(config).await?;
             let edge_addr = edge.addr();
-            let serve = serve::Args::for_demo(region, edge_addr);
+            let serve = serve::Args::for_demo(region, edge_addr, serve::AuthArgs::everybody());
             let serve = serve::Serve::bind(serve, Some(outcomes.clone()), stop.clone()).await?;
             addresses.push((region.clone(), format!("serve {}  edge {edge_addr}", serve.addr())));
             endpoints.push((region.clone(), serve.addr()));
