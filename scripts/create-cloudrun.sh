@@ -15,18 +15,26 @@ image=${3:-us-central1-docker.pkg.dev/$project/registry-docker/cdn-prewarm-pubsu
 [[ ${image##*/} == *[:@]* ]] || image=$image:latest
 [[ -n $project ]] || { echo "No project: name one, or run gcloud config set project." >&2; exit 2; }
 
+# Of the service's two URLs the one that is known before it exists. Pushes go to it, and their tokens name it.
+number=$(gcloud projects describe "$project" --format='value(projectNumber)')
+url=https://$service-$number.$region.run.app
+label=$service-$number
+((${#label} <= 63)) || { echo "$label is longer than 63 characters: choose a shorter name than $service." >&2; exit 2; }
+invoker=cloudrun-pubsub-invoker@$project.iam.gserviceaccount.com
+
 echo "Deploying $image as $service in $region of $project."
 
-# Private: Cloud Run's front end lets only accounts with roles/run.invoker in, and checks their token before `serve`
-# sees the request. That is why `serve` may be told here to accept what it has not authenticated itself.
+# Private: Cloud Run's front end lets only accounts with roles/run.invoker in. It checks the signature of their tokens and
+# removes it, so `serve` is told to trust that, and checks that the token is Pub/Sub's and for this service.
 # A push is answered after its URL is warmed, so the service needs its CPU during requests only, and it starts in a
 # fraction of a second, so none needs to be kept waiting.
 gcloud run deploy "$service" \
     --project="$project" \
     --region="$region" \
     --image="$image" \
-    --args="serve,--insecure-accept-unauthenticated,--region,$region" \
+    --args="serve,--trust-platform-auth,--push-audience,$url,--push-service-account,$invoker,--region,$region" \
     --no-allow-unauthenticated \
+    --add-custom-audiences="$url" \
     --timeout=600 \
     --cpu-boost \
     --quiet
@@ -35,8 +43,8 @@ gcloud run deploy "$service" \
 gcloud run services add-iam-policy-binding "$service" \
     --project="$project" \
     --region="$region" \
-    --member="serviceAccount:cloudrun-pubsub-invoker@$project.iam.gserviceaccount.com" \
+    --member="serviceAccount:$invoker" \
     --role=roles/run.invoker \
     --quiet
 
-gcloud run services describe "$service" --project="$project" --region="$region" --format='value(status.url)'
+echo "$url"

@@ -3,7 +3,8 @@
 #
 #   pubsub-create-sub.sh ENDPOINT [SUBSCRIPTION] [TOPIC] [PROJECT]
 #
-# ENDPOINT is the URL that create-cloudrun.sh printed. Defaults: us-central1, warming_urls and gcloud's current project.
+# ENDPOINT is the URL that create-cloudrun.sh printed, to the letter: it is also the audience of the pushes' tokens, which
+# `serve` was told to expect. Defaults: us-central1, warming_urls and gcloud's current project.
 set -euo pipefail
 
 endpoint=${1:-}
@@ -22,6 +23,7 @@ gcloud pubsub subscriptions create "$subscription" \
     --topic="$topic" \
     --push-endpoint="$endpoint" \
     --push-auth-service-account="cloudrun-pubsub-invoker@$project.iam.gserviceaccount.com" \
+    --push-auth-token-audience="$endpoint" \
     --ack-deadline=600 \
     --expiration-period=never \
     --message-retention-duration=7d \

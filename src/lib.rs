@@ -5,7 +5,7 @@
 //! `produce` puts it into a Kafka topic. `bridge` reads the record (`kafka::consumer`), puts it into a publish request
 //! (`bridge::batch`, `bridge::message`), has that accepted (`bridge::forward`, `pubsub::publisher`) and gives the offset
 //! free (`kafka::offsets`). Pub/Sub pushes the message to each region's `serve`, where `http::server` takes the request,
-//! `serve::envelope` reads the push, [`request::WarmRequest`] reads the URL and its options, `warm` GETs it through
+//! `serve::auth` checks its token, `serve::envelope` reads the push, [`request::WarmRequest`] reads the URL and its options, `warm` GETs it through
 //! the edge next door and judges the answer (`warm::cdn`), and `serve::handler` logs the [`outcome::Outcome`] and
 //! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`. `demo` runs all of it on one machine.
 //!

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::publisher_client::PublisherClient;
+use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::push_config::{AuthenticationMethod, OidcToken};
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::subscriber_client::SubscriberClient;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::{PushConfig, Subscription, Topic};
 use tempfile::TempDir;
@@ -28,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
+use url::Url;
 
 use crate::outcome::Outcome;
 use crate::usage::UsageError;
@@ -42,6 +44,8 @@ use report::Report;
 const KAFKA_TOPIC: &str = "warming_urls";
 const PARTITIONS: i32 = 6;
 const PUBSUB_TOPIC: &str = "projects/demo/topics/warming_urls";
+/// Whose tokens pushes carry.
+const PUSH_ACCOUNT: &str = "push@demo.iam.gserviceaccount.com";
 /// How long nothing may become of any URL, once all are produced, before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the roles may take to leave at the end.
@@ -241,6 +245,7 @@ impl Road {
 
         let pubsub = EmbeddedPubsub::bind(loopback).await?;
         let pubsub_addr = pubsub.addr();
+        let keys = Url::parse(&pubsub.keys_url()).context("the embedded Pub/Sub's keys")?;
         let pubsub_stop = stop.clone();
         tasks.spawn(async move {
             pubsub.run(pubsub_stop).await;
@@ -266,7 +271,8 @@ impl Road {
             let config = EdgeConfig { addr: loopback, name: region.clone(), origin: origin_addr, stores };
             let edge = Edge::bind(config).await?;
             let edge_addr = edge.addr();
-            let serve = serve::Args::for_demo(region, edge_addr);
+            let auth = serve::AuthArgs::for_demo(region, PUSH_ACCOUNT, keys.clone());
+            let serve = serve::Args::for_demo(region, edge_addr, auth);
             let serve = serve::Serve::bind(serve, Some(outcomes.clone()), stop.clone()).await?;
             addresses.push((region.clone(), format!("serve {}  edge {edge_addr}", serve.addr())));
             endpoints.push((region.clone(), serve.addr()));
@@ -347,6 +353,11 @@ async fn subscribe(pubsub: SocketAddr, endpoints: &[(String, SocketAddr)]) -> an
                 topic: PUBSUB_TOPIC.to_owned(),
                 push_config: Some(PushConfig {
                     push_endpoint: format!("http://{endpoint}/"),
+                    // The endpoint's port is known only once `serve` runs, so its audience is the region's name.
+                    authentication_method: Some(AuthenticationMethod::OidcToken(OidcToken {
+                        service_account_email: PUSH_ACCOUNT.to_owned(),
+                        audience: region.clone(),
+                    })),
                     ..PushConfig::default()
                 }),
                 ack_deadline_seconds: 600,

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::auth::{Auth, Reason, Refusal};
 use super::envelope::{self, Push};
 use super::pack::{self, Line};
 use super::{Answers, Malformed};
@@ -41,6 +42,7 @@ type Answer = Response<Full<Bytes>>;
 /// Answers every request of one server. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Handler {
+    auth: Auth,
     warmer: Warmer,
     answers: Answers,
     in_flight: Arc<Semaphore>,
@@ -51,20 +53,21 @@ pub(super) struct Handler {
 
 impl Handler {
     pub(super) fn new(
+        auth: Auth,
         warmer: Warmer,
         answers: Answers,
         outcomes: Option<mpsc::Sender<Outcome>>,
         stop: CancellationToken,
     ) -> Self {
         let in_flight = Arc::new(Semaphore::new(answers.max_in_flight as usize));
-        Self { warmer, answers, in_flight, outcomes, stop }
+        Self { auth, warmer, answers, in_flight, outcomes, stop }
     }
 
     /// The answer to any request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let answer = match (head.uri.path(), &head.method) {
-            ("/", &Method::POST) => return self.push(body).await,
+            ("/", &Method::POST) => return self.push(&head.headers, body).await,
             ("/", _) => {
                 let text = "this is a Pub/Sub push endpoint: POST a push message here";
                 with_header(say(StatusCode::METHOD_NOT_ALLOWED, text), header::ALLOW, "POST")
@@ -73,6 +76,9 @@ impl Handler {
             ("/health" | "/healthz", &Method::GET | &Method::HEAD) => say(StatusCode::OK, "ok"),
             ("/ready" | "/readyz", &Method::GET | &Method::HEAD) if self.stop.is_cancelled() => {
                 say(StatusCode::SERVICE_UNAVAILABLE, "draining")
+            }
+            ("/ready" | "/readyz", &Method::GET | &Method::HEAD) if !self.auth.is_ready() => {
+                say(StatusCode::SERVICE_UNAVAILABLE, "no key set yet to check push tokens with")
             }
             ("/ready" | "/readyz", &Method::GET | &Method::HEAD) => say(StatusCode::OK, "ready"),
             ("/health" | "/healthz" | "/ready" | "/readyz", _) => {
@@ -86,17 +92,22 @@ impl Handler {
         before_body(body, answer)
     }
 
-    /// A push: take it in, read it, warm, answer. Each step may end it.
-    async fn push(&self, mut incoming: Incoming) -> Answer {
-        // 1. What cannot be taken now is answered at once; Pub/Sub sends it again.
+    /// A push: who sent it, take it in, read it, warm, answer. Each step may end it.
+    async fn push(&self, headers: &HeaderMap, mut incoming: Incoming) -> Answer {
+        // 1. Whoever is not believed gets nothing done, and no place either: waiting for keys takes none from others.
         if self.stop.is_cancelled() {
             return before_body(incoming, closing(say(StatusCode::SERVICE_UNAVAILABLE, "draining")));
         }
+        if let Err(refusal) = self.auth.check(headers).await {
+            return before_body(incoming, refused(&refusal));
+        }
+
+        // 2. What cannot be taken now is answered at once; Pub/Sub sends it again.
         let Ok(_place) = self.in_flight.try_acquire() else {
             return before_body(incoming, say(StatusCode::TOO_MANY_REQUESTS, "too many pushes in flight"));
         };
 
-        // 2. The body, up to its limit.
+        // 3. The body, up to its limit.
         if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
             return self.too_large(incoming).await;
         }
@@ -111,7 +122,7 @@ impl Handler {
             Err(_) => return closing(say(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
         };
 
-        // 3. The envelope.
+        // 4. The envelope.
         let push = match envelope::parse(&body) {
             Ok(push) => push,
             Err(error) => {
@@ -120,11 +131,11 @@ impl Handler {
             }
         };
 
-        // 4. What is in it: one URL, or a line for each of several.
+        // 5. What is in it: one URL, or a line for each of several.
         let warmed =
             if pack::is_pack(&push) { self.warm_pack(&push).await } else { self.warm_one(&push).await };
 
-        // 5. The answer.
+        // 6. The answer.
         match warmed {
             Ok(curable) => say(status(curable, &push, &self.answers, Timestamp::now()), ""),
             Err(malformed) => say(StatusCode::BAD_REQUEST, &malformed.reason()),
@@ -265,6 +276,16 @@ fn status(curable: bool, push: &Push<'_>, answers: &Answers, now: Timestamp) -> 
         (None, None) => false,
     };
     if curable && deliveries_left { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NO_CONTENT }
+}
+
+/// 401 with a challenge (RFC 6750, section 3), the same for whatever is wrong with a token; 503 where that cannot be told.
+fn refused(refusal: &Refusal) -> Answer {
+    let challenge = match refusal.reason {
+        Reason::NoKeys => return say(StatusCode::SERVICE_UNAVAILABLE, "no keys to check the token with yet"),
+        Reason::NoToken => "Bearer",
+        _ => "Bearer error=\"invalid_token\"",
+    };
+    with_header(say(StatusCode::UNAUTHORIZED, "push refused"), header::WWW_AUTHENTICATE, challenge)
 }
 
 /// The Kafka coordinates that `bridge` gave the message, or its id.

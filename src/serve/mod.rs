@@ -1,12 +1,12 @@
 //! `cdnwarm serve`: one region's push endpoint. A push becomes a GET through the edge next door, a verdict, an answer.
 //!
-//! A push's way: `http::server` -> [`handler`] -> [`envelope`] (-> [`pack`]) -> `WarmRequest::parse` -> `warm::Warmer` -> status.
+//! A push's way: `http::server` -> [`handler`] -> [`auth`] -> [`envelope`] (-> [`pack`]) -> `WarmRequest::parse` -> `warm::Warmer` -> status.
 
+mod auth;
 mod envelope;
 mod handler;
 mod pack;
 
-use clap::builder::BoolishValueParser;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::Server;
 use crate::outcome::Outcome;
-use crate::usage::UsageError;
 use crate::warm::{WarmArgs, Warmer};
+use auth::Auth;
+pub(crate) use auth::AuthArgs;
 use handler::Handler;
 
 /// How long a stop waits for pushes under way; Cloud Run kills after 10 s.
@@ -35,9 +36,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), env = "CDNWARM_LISTEN")]
     listen: IpAddr,
 
-    /// Believe every request, whoever sent it; required, since this version does not check push tokens
-    #[arg(long, env = "CDNWARM_INSECURE_ACCEPT_UNAUTHENTICATED", value_parser = BoolishValueParser::new())]
-    insecure_accept_unauthenticated: bool,
+    #[command(flatten)]
+    auth: AuthArgs,
 
     #[command(flatten)]
     answers: Answers,
@@ -48,11 +48,11 @@ pub(crate) struct Args {
 
 impl Args {
     /// For one region of the demo, on a free port of loopback, before the edge at `edge`.
-    pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
+    pub(crate) fn for_demo(region: &str, edge: SocketAddr, auth: AuthArgs) -> Self {
         Self {
             port: 0,
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            insecure_accept_unauthenticated: true,
+            auth,
             answers: Answers {
                 malformed: Malformed::Ack,
                 max_delivery_attempts: 5,
@@ -116,18 +116,13 @@ impl Serve {
         outcomes: Option<mpsc::Sender<Outcome>>,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
-        if !args.insecure_accept_unauthenticated {
-            return Err(UsageError::new(anyhow::anyhow!(
-                "this version does not check who sends a push: put something before it that does (a private Cloud Run \
-                 service checks tokens itself), and say so with --insecure-accept-unauthenticated"
-            ))
-            .into());
-        }
+        let auth = Auth::new(args.auth, stop.clone())?;
         let server = Server::bind(SocketAddr::new(args.listen, args.port))
             .await
             .context("choose another port with --port or PORT, or end what uses this one")?;
         let warmer = Warmer::new(args.warm)?;
-        Ok(Self { server, handler: Handler::new(warmer, args.answers, outcomes, stop) })
+        auth.prepare();
+        Ok(Self { server, handler: Handler::new(auth, warmer, args.answers, outcomes, stop) })
     }
 
     /// Where it listens.

@@ -1,6 +1,7 @@
 //! Everything with a socket or a process, as one test binary: librdkafka is linked once.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
+mod auth;
 mod bad_input;
 mod bridge_faults;
 mod bridge_life;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::backlog::{Consumer, LIMIT_BYTES, size_bytes};
 use super::checks::{self, already_exists, not_found};
+use super::oidc::{Bearer, Signer};
 use super::push;
 use super::subscription::Subscription;
 
@@ -31,6 +32,8 @@ const PULL_WAIT: Duration = Duration::from_secs(20);
 pub(super) struct Broker {
     state: Mutex<State>,
     push_client: push::Client,
+    /// Made when it is first needed.
+    signer: OnceLock<Arc<Signer>>,
     /// One task for each push subscription.
     pub(super) pushes: TaskTracker,
     /// Ends pulls, streams and pushes.
@@ -56,6 +59,7 @@ impl Broker {
         Self {
             state: Mutex::default(),
             push_client: push::client(),
+            signer: OnceLock::new(),
             pushes: TaskTracker::new(),
             closing: CancellationToken::new(),
         }
@@ -158,7 +162,10 @@ impl Broker {
         drop(state);
         if let Some(endpoint) = subscription.push_endpoint().and_then(|endpoint| endpoint.parse().ok()) {
             let (client, closing) = (self.push_client.clone(), self.closing.clone());
-            self.pushes.spawn(push::run(subscription, endpoint, client, closing));
+            let bearer = subscription
+                .oidc_token()
+                .map(|(account, audience)| Bearer::new(Arc::clone(self.signer()), account, audience));
+            self.pushes.spawn(push::run(subscription, endpoint, bearer, client, closing));
         }
         Ok(resource)
     }
@@ -231,6 +238,11 @@ impl Broker {
         let received_messages =
             deliveries.into_iter().map(|delivery| subscription.received(delivery)).collect();
         Ok(pb::PullResponse { received_messages })
+    }
+
+    /// Who signs the tokens of pushes.
+    pub(super) fn signer(&self) -> &Arc<Signer> {
+        self.signer.get_or_init(|| Arc::new(Signer::generate()))
     }
 
     /// A subscription that is pulled from, not pushed.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
 use http::Uri;
+use pb::push_config::AuthenticationMethod;
 use prost::Message;
 use tonic::Status;
 
@@ -209,9 +210,13 @@ pub(super) fn stream_ack_deadline(seconds: i32) -> Result<Duration, Status> {
 }
 
 fn push_config(push: &pb::PushConfig) -> Result<(), Status> {
-    if push.authentication_method.is_some() {
-        // Production would sign a token; a push without one would prove nothing about the endpoint's check.
-        return Err(unserved("PushConfig.oidc_token"));
+    if let Some(AuthenticationMethod::OidcToken(token)) = &push.authentication_method
+        && !token.service_account_email.contains('@')
+    {
+        return Err(Status::invalid_argument(format!(
+            "Invalid service account given (service_account_email={}).",
+            token.service_account_email
+        )));
     }
     if matches!(push.wrapper, Some(pb::push_config::Wrapper::NoWrapper(_))) {
         return Err(unserved("PushConfig.no_wrapper"));
@@ -356,8 +361,21 @@ mod tests {
                 pb::RetryPolicy { minimum_backoff: seconds(minimum), maximum_backoff: seconds(maximum) };
             created(|resource| resource.retry_policy = Some(policy))
         };
-        for good in [endpoint(""), endpoint("http://127.0.0.1:1/push?token=x"), retry(0, 0), retry(600, 600)]
-        {
+        let signed = |service_account_email: &str| {
+            let service_account_email = service_account_email.to_owned();
+            let token = pb::push_config::OidcToken { service_account_email, audience: String::new() };
+            created(|resource| {
+                let push = resource.push_config.get_or_insert_default();
+                push.authentication_method = Some(AuthenticationMethod::OidcToken(token));
+            })
+        };
+        for good in [
+            signed("a@b"),
+            endpoint(""),
+            endpoint("http://127.0.0.1:1/push?token=x"),
+            retry(0, 0),
+            retry(600, 600),
+        ] {
             good.unwrap();
         }
         for bad in [
@@ -371,6 +389,7 @@ mod tests {
             endpoint("example.com"),
             endpoint("/push"),
             endpoint("ftp://a/"),
+            signed(""),
             endpoint(" "),
         ] {
             assert_eq!(bad.unwrap_err().code(), tonic::Code::InvalidArgument);
@@ -382,12 +401,6 @@ mod tests {
             created(|resource| resource.enable_exactly_once_delivery = true),
             push(pb::PushConfig {
                 wrapper: Some(pb::push_config::Wrapper::NoWrapper(pb::push_config::NoWrapper::default())),
-                ..pb::PushConfig::default()
-            }),
-            push(pb::PushConfig {
-                authentication_method: Some(pb::push_config::AuthenticationMethod::OidcToken(
-                    pb::push_config::OidcToken::default(),
-                )),
                 ..pb::PushConfig::default()
             }),
         ] {

@@ -9,7 +9,7 @@ use base64::alphabet::STANDARD as STANDARD_ALPHABET;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::prelude::BASE64_STANDARD;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
-use pb::push_config::{AuthenticationMethod, NoWrapper, OidcToken, Wrapper};
+use pb::push_config::{AuthenticationMethod, NoWrapper, Wrapper};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use tonic::Status;
@@ -220,12 +220,21 @@ struct PushConfig {
     push_endpoint: String,
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     attributes: HashMap<String, String>,
-    #[serde(alias = "oidc_token", skip_serializing)]
-    oidc_token: Option<Value>,
+    #[serde(alias = "oidc_token", skip_serializing_if = "Option::is_none")]
+    oidc_token: Option<OidcToken>,
     #[serde(alias = "no_wrapper", skip_serializing)]
     no_wrapper: Option<Value>,
     #[serde(alias = "pubsub_wrapper", rename = "pubsubWrapper", skip_serializing)]
     _pubsub_wrapper: Option<Value>,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct OidcToken {
+    #[serde(alias = "service_account_email")]
+    service_account_email: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    audience: String,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -255,6 +264,9 @@ impl From<pb::Subscription> for Subscription {
             push_config: PushConfig {
                 push_endpoint: push.push_endpoint,
                 attributes: push.attributes,
+                oidc_token: push.authentication_method.map(|AuthenticationMethod::OidcToken(token)| {
+                    OidcToken { service_account_email: token.service_account_email, audience: token.audience }
+                }),
                 ..PushConfig::default()
             },
             ack_deadline_seconds: subscription.ack_deadline_seconds,
@@ -291,10 +303,14 @@ impl Subscription {
             push_config: Some(pb::PushConfig {
                 push_endpoint: push.push_endpoint,
                 attributes: push.attributes,
-                // Neither is served, so that it is there is all that matters.
-                authentication_method: push
-                    .oidc_token
-                    .map(|_| AuthenticationMethod::OidcToken(OidcToken::default())),
+                authentication_method: push.oidc_token.map(|token| {
+                    let OidcToken { service_account_email, audience } = token;
+                    AuthenticationMethod::OidcToken(pb::push_config::OidcToken {
+                        service_account_email,
+                        audience,
+                    })
+                }),
+                // It is not served, so that it is there is all that matters.
                 wrapper: push.no_wrapper.map(|_| Wrapper::NoWrapper(NoWrapper::default())),
             }),
             ack_deadline_seconds: self.ack_deadline_seconds,
@@ -410,14 +426,13 @@ mod tests {
             subscription(r#"{"enableMessageOrdering":true}"#).unwrap_err().code(),
             tonic::Code::Unimplemented
         );
-        for push in [r#"{"oidcToken":{}}"#, r#"{"noWrapper":{}}"#] {
+        for (push, code) in [
+            (r#"{"oidcToken":{}}"#, tonic::Code::InvalidArgument),
+            (r#"{"noWrapper":{}}"#, tonic::Code::Unimplemented),
+        ] {
             let resource = subscription(&format!(r#"{{"name":"x","pushConfig":{push}}}"#)).unwrap();
             let resource = pb::Subscription { name: "projects/p/subscriptions/sub".to_owned(), ..resource };
-            assert_eq!(
-                checks::subscription(resource).unwrap_err().code(),
-                tonic::Code::Unimplemented,
-                "{push}"
-            );
+            assert_eq!(checks::subscription(resource).unwrap_err().code(), code, "{push}");
         }
         for malformed in
             ["[]", "{", r#"{"ackDeadlineSeconds":"ten"}"#, r#"{"retryPolicy":{"minimumBackoff":"10"}}"#]

@@ -11,13 +11,15 @@
 //! - Filters are checked when a subscription is created, and applied.
 //! - More than 100 attributes are refused.
 //! - REST needs no `Content-Type`.
+//! - A push carries the OIDC token that its subscription asks for.
 //!
 //! Where it differs from production:
 //! - Everything is gone when it stops. A subscription keeps at most 256 MiB (each message counting 512 bytes more
 //!   than its own); publishing to a full one answers `RESOURCE_EXHAUSTED`. At most 1,000 topics and subscriptions.
 //! - `UNIMPLEMENTED` for updates, snapshots, seeking, detaching, schemas, dead letters, ordering, exactly-once
-//!   delivery, unwrapped pushes, pushes with an OIDC token (nobody here could sign one) and exports. Ordering keys are
-//!   carried, not honoured.
+//!   delivery, unwrapped pushes and exports. Ordering keys are carried, not honoured.
+//! - The OIDC tokens of pushes are signed by a key of this process; `GET /oauth2/v3/certs` has its public half, where
+//!   production's is at www.googleapis.com. Any account is believed to exist.
 //! - Pushes go to plain http endpoints only, and an interim 102 does not end a push.
 //! - No authentication, no quotas, no rate limit for an ordering key, no expiry of idle subscriptions.
 
@@ -27,6 +29,7 @@ mod checks;
 mod filter;
 mod grpc;
 mod json;
+mod oidc;
 mod push;
 mod rest;
 mod streaming_pull;
@@ -71,6 +74,11 @@ impl EmbeddedPubsub {
     /// Where it listens: the value for `PUBSUB_EMULATOR_HOST`.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
+    }
+
+    /// Where the keys of the tokens that pushes carry can be fetched.
+    pub fn keys_url(&self) -> String {
+        format!("http://{}{}", self.addr(), oidc::KEYS_PATH)
     }
 
     /// Serves until `stop`; then ends pulls and streams with `UNAVAILABLE`, gives pushes and connections that are

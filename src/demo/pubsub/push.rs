@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::{Request, StatusCode, Uri, header};
+use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::{Consumer, Delivery, DeliveryId};
 use super::json;
+use super::oidc::Bearer;
 use super::subscription::Subscription;
 
 /// Sends pushes; clones share their connections.
@@ -48,6 +49,7 @@ pub(super) fn client() -> Client {
 pub(super) async fn run(
     subscription: Arc<Subscription>,
     endpoint: Uri,
+    mut bearer: Option<Bearer>,
     client: Client,
     closing: CancellationToken,
 ) {
@@ -68,7 +70,8 @@ pub(super) async fn run(
             deliveries = next, if under_way.len() < consumer.max_messages => {
                 pace.pushing(Instant::now());
                 for delivery in deliveries {
-                    under_way.push(push(&client, &endpoint, &subscription, delivery));
+                    let authorization = bearer.as_mut().map(Bearer::value);
+                    under_way.push(push(&client, &endpoint, authorization, &subscription, delivery));
                 }
             }
         }
@@ -89,14 +92,22 @@ struct Pushed {
     acknowledged: bool,
 }
 
-async fn push(client: &Client, endpoint: &Uri, subscription: &Subscription, delivery: Delivery) -> Pushed {
+async fn push(
+    client: &Client,
+    endpoint: &Uri,
+    authorization: Option<HeaderValue>,
+    subscription: &Subscription,
+    delivery: Delivery,
+) -> Pushed {
     let sent = Instant::now();
     let envelope = Bytes::from(json::envelope(&delivery.message, subscription.name()));
     let mut request = Request::new(Full::new(envelope));
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = endpoint.clone();
-    request.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-    request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("CloudPubSub-Google"));
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static("CloudPubSub-Google"));
+    headers.extend(authorization.map(|value| (header::AUTHORIZATION, value)));
     let acknowledged = match timeout(subscription.ack_deadline(), client.request(request)).await {
         Ok(Ok(answer)) => {
             let acknowledged = is_acknowledgement(answer.status());
@@ -299,7 +310,7 @@ mod tests {
         };
         let subscription = Subscription::new(checks::subscription(resource).unwrap(), 1).unwrap();
         let delivery = Delivery { id: DeliveryId { sequence: 0, attempt: 1 }, message: Arc::default() };
-        let pushed = push(&client(), &endpoint, &subscription, delivery).await;
+        let pushed = push(&client(), &endpoint, None, &subscription, delivery).await;
         assert!(!pushed.acknowledged);
         assert_eq!(pushed.sent.elapsed().as_secs(), 17);
     }

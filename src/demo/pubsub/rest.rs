@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -11,10 +11,13 @@ use tonic::{Code, Status};
 use url::form_urlencoded;
 
 use super::broker::Broker;
-use super::{MAX_REQUEST_BYTES, checks, json};
+use super::{MAX_REQUEST_BYTES, checks, json, oidc};
 
 /// Answers one request. A content type is not asked for; methods that are not served answer `UNIMPLEMENTED`.
 pub(super) async fn serve(broker: &Broker, request: Request<Incoming>) -> Response<Body> {
+    if request.method() == Method::GET && request.uri().path() == oidc::KEYS_PATH {
+        return keys(broker);
+    }
     let (status, body) = match answer(broker, request).await {
         Ok(body) => (StatusCode::OK, body),
         Err(error) => {
@@ -23,9 +26,22 @@ pub(super) async fn serve(broker: &Broker, request: Request<Incoming>) -> Respon
             (status, json::write(&json!({ "error": error })))
         }
     };
-    let mut response = Response::new(Body::new(Full::new(Bytes::from(body))));
+    let mut response = json_response(body);
     *response.status_mut() = status;
-    let json_type = header::HeaderValue::from_static("application/json; charset=UTF-8");
+    response
+}
+
+/// The keys that tokens can be checked with.
+fn keys(broker: &Broker) -> Response<Body> {
+    let mut response = json_response(json::write(&broker.signer().keys()));
+    let fresh = HeaderValue::from_static(oidc::KEYS_CACHE_CONTROL);
+    response.headers_mut().insert(header::CACHE_CONTROL, fresh);
+    response
+}
+
+fn json_response(body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(body))));
+    let json_type = HeaderValue::from_static("application/json; charset=UTF-8");
     response.headers_mut().insert(header::CONTENT_TYPE, json_type);
     response
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
+use pb::push_config::AuthenticationMethod;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -73,6 +74,14 @@ impl Subscription {
     pub(super) fn push_endpoint(&self) -> Option<&str> {
         let endpoint = self.resource.push_config.as_ref().map(|push| push.push_endpoint.as_str());
         endpoint.filter(|endpoint| !endpoint.is_empty())
+    }
+
+    /// The account and the audience of the tokens that pushes carry, if they carry any.
+    pub(super) fn oidc_token(&self) -> Option<(&str, &str)> {
+        let push = self.resource.push_config.as_ref()?;
+        let AuthenticationMethod::OidcToken(token) = push.authentication_method.as_ref()?;
+        let audience = if token.audience.is_empty() { &push.push_endpoint } else { &token.audience };
+        Some((&token.service_account_email, audience))
     }
 
     pub(super) fn ack_deadline(&self) -> Duration {

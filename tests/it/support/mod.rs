@@ -7,6 +7,7 @@ pub(crate) mod proxy;
 pub(crate) mod publisher;
 pub(crate) mod records;
 pub(crate) mod stand;
+pub(crate) mod tokens;
 
 use std::time::Duration;
 

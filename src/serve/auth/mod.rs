@@ -1,0 +1,256 @@
+//! Who knocks: whether a push comes from the subscription that it must come from, by the OIDC token that it carries.
+//!
+//! [`Auth::check`] is all of it. `token` reads the header and the claims, `key_set` checks signatures, `cache` keeps the
+//! key server's keys, `refusal` names what was wrong. Nothing here reads a body, or answers.
+
+mod cache;
+mod key_set;
+mod refusal;
+mod token;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::builder::BoolishValueParser;
+use http::HeaderMap;
+use tokio_util::sync::CancellationToken;
+use url::{Host, Url};
+
+use crate::usage::UsageError;
+use cache::KeyCache;
+use key_set::Verified;
+pub(crate) use refusal::{Reason, Refusal};
+use refusal::{Refusals, shown};
+use token::{Expected, Token};
+
+/// Where Google publishes the keys of its OIDC tokens.
+const GOOGLES_KEYS: &str = "https://www.googleapis.com/oauth2/v3/certs";
+
+/// What stands for the signature once Cloud Run's front end has checked the token.
+const REMOVED_SIGNATURE: &str = "SIGNATURE_REMOVED_BY_GOOGLE";
+
+/// Whom `serve` believes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct AuthArgs {
+    /// Audience of the push subscription's tokens; where the subscription names none, it is the push endpoint as given there
+    #[arg(long, value_name = "TEXT", env = "CDNWARM_PUSH_AUDIENCE")]
+    pub(crate) push_audience: Option<String>,
+
+    /// Service account of the push subscription's tokens
+    #[arg(long, value_name = "EMAIL", env = "CDNWARM_PUSH_SERVICE_ACCOUNT")]
+    pub(crate) push_service_account: Option<String>,
+
+    /// Key set that the tokens' signatures are checked with
+    #[arg(long, value_name = "URL", default_value = GOOGLES_KEYS, env = "CDNWARM_PUSH_JWKS_URL")]
+    pub(crate) push_jwks_url: Url,
+
+    /// For a private Cloud Run service, whose front end checks a token's signature and removes it: take such tokens, and no
+    /// others; audience, service account and times are checked all the same
+    #[arg(long, env = "CDNWARM_TRUST_PLATFORM_AUTH", value_parser = BoolishValueParser::new())]
+    pub(crate) trust_platform_auth: bool,
+
+    /// Believe every request, whoever sent it, without a token
+    #[arg(long, env = "CDNWARM_INSECURE_ACCEPT_UNAUTHENTICATED", value_parser = BoolishValueParser::new())]
+    pub(crate) insecure_accept_unauthenticated: bool,
+}
+
+impl AuthArgs {
+    /// Pushes with this audience and account, whose keys are at `keys`.
+    pub(crate) fn for_demo(audience: &str, service_account: &str, keys: Url) -> Self {
+        Self {
+            push_audience: Some(audience.to_owned()),
+            push_service_account: Some(service_account.to_owned()),
+            push_jwks_url: keys,
+            trust_platform_auth: false,
+            insecure_accept_unauthenticated: false,
+        }
+    }
+}
+
+/// Decides about each push. Clones share keys and counts.
+#[derive(Debug, Clone)]
+pub(super) struct Auth(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    trust: Trust,
+    refusals: Refusals,
+}
+
+/// On what a push is believed.
+#[derive(Debug)]
+enum Trust {
+    Everybody,
+    Signature(Expected, KeyCache),
+    Platform(Expected, Verified),
+}
+
+impl Auth {
+    /// Checks the arguments. Nothing is fetched yet.
+    ///
+    /// # Errors
+    /// Nobody named to be believed, or settings that contradict each other; a system without CA certificates.
+    pub(super) fn new(args: AuthArgs, stop: CancellationToken) -> anyhow::Result<Self> {
+        let expected = args.expected().map_err(UsageError::new)?;
+        let trust = match expected {
+            None => Trust::Everybody,
+            Some(expected) if args.trust_platform_auth => Trust::Platform(expected, Verified::default()),
+            Some(expected) => {
+                let url = args.push_jwks_url;
+                if url.scheme() == "http" && !is_loopback(&url) {
+                    tracing::warn!(
+                        "--push-jwks-url {url}: over plain http, whoever sits between can forge every token"
+                    );
+                }
+                Trust::Signature(expected, KeyCache::new(url, stop)?)
+            }
+        };
+        Ok(Self(Arc::new(Inner { trust, refusals: Refusals::default() })))
+    }
+
+    /// Starts to fetch the keys, so that the first push need not wait for them.
+    pub(super) fn prepare(&self) {
+        self.is_ready();
+    }
+
+    /// Whether pushes can be judged at all: not before the first key set was had.
+    pub(super) fn is_ready(&self) -> bool {
+        match &self.0.trust {
+            Trust::Everybody | Trust::Platform(..) => true,
+            Trust::Signature(_, keys) => keys.is_ready(),
+        }
+    }
+
+    /// Whether a push with these headers is believed. Waits only where its key has to be fetched.
+    ///
+    /// # Errors
+    /// Why it is not; counted and logged.
+    pub(super) async fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let checked = self.0.trust.check(headers).await;
+        if let Err(refusal) = &checked {
+            self.0.refusals.add(refusal);
+        }
+        checked
+    }
+}
+
+impl Trust {
+    async fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let (expected, keys) = match self {
+            Self::Everybody => return Ok(()),
+            Self::Platform(expected, verified) => return check_platform(headers, expected, verified),
+            Self::Signature(expected, keys) => (expected, keys),
+        };
+
+        // 1. The token; one that was verified before and has not expired needs no more.
+        let text = token::bearer(headers)?;
+        let now_s = now_s();
+        if keys.current().is_some_and(|set| set.verified().has(text, now_s)) {
+            return Ok(());
+        }
+
+        // 2. All that takes no key: a fetch is never started for what would be refused anyway.
+        let token = Token::parse(text)?;
+        token.check_algorithm()?;
+        token.claims.check(expected, now_s)?;
+        let kid = token.key_id()?;
+
+        // 3. The key, and the signature by it.
+        let set = match keys.with(kid).await {
+            Ok(set) => set,
+            Err(cache::NoKeys) => return Err(Refusal::new(Reason::NoKeys, "no key set to check it with")),
+        };
+        match set.verify(kid, &token) {
+            Some(true) => {}
+            Some(false) => return Err(Refusal::new(Reason::Signature, "the signature is not its key's")),
+            None => return Err(Refusal::new(Reason::UnknownKey, format!("no key \"{}\"", shown(kid)))),
+        }
+        set.verified().add(text, token.claims.expiry_s().unwrap_or_default());
+        Ok(())
+    }
+}
+
+/// The same without keys, for tokens whose signature the platform has checked and removed.
+fn check_platform(headers: &HeaderMap, expected: &Expected, verified: &Verified) -> Result<(), Refusal> {
+    let text = token::bearer(headers)?;
+    let now_s = now_s();
+    if verified.has(text, now_s) {
+        return Ok(());
+    }
+    let token = Token::parse(text)?;
+    token.check_algorithm()?;
+    token.claims.check(expected, now_s)?;
+    if token.signature != REMOVED_SIGNATURE {
+        let detail = "the signature is still there: no front end has checked it (--trust-platform-auth)";
+        return Err(Refusal::new(Reason::Signature, detail));
+    }
+    verified.add(text, token.claims.expiry_s().unwrap_or_default());
+    Ok(())
+}
+
+impl AuthArgs {
+    /// Whom to believe, or `None` for everybody.
+    fn expected(&self) -> anyhow::Result<Option<Expected>> {
+        let (audience, service_account) = (&self.push_audience, &self.push_service_account);
+        let other_keys = self.push_jwks_url.as_str() != GOOGLES_KEYS;
+        if self.insecure_accept_unauthenticated {
+            let contradiction = [
+                (audience.is_some(), "--push-audience"),
+                (service_account.is_some(), "--push-service-account"),
+                (other_keys, "--push-jwks-url"),
+                (self.trust_platform_auth, "--trust-platform-auth"),
+            ];
+            if let Some((_, name)) = contradiction.iter().find(|(given, _)| *given) {
+                anyhow::bail!(
+                    "--insecure-accept-unauthenticated believes everybody, and {name} does not: give one of them"
+                );
+            }
+            return Ok(None);
+        }
+        if self.trust_platform_auth && other_keys {
+            anyhow::bail!(
+                "--trust-platform-auth checks no signature, so --push-jwks-url has no use: give one of them"
+            );
+        }
+        let (Some(audience), Some(service_account)) = (audience, service_account) else {
+            anyhow::bail!(
+                "who may push? --push-audience and --push-service-account name the tokens of your push subscription \
+                 (gcloud pubsub subscriptions describe shows both; the audience is the endpoint where it names none); on \
+                 a private Cloud Run service add --trust-platform-auth. To believe everybody, say \
+                 --insecure-accept-unauthenticated"
+            );
+        };
+        let is_text =
+            |text: &str| !text.is_empty() && text.trim() == text && !text.contains(char::is_control);
+        anyhow::ensure!(
+            is_text(audience),
+            "--push-audience {audience:?}: it is empty, or has white space around it"
+        );
+        anyhow::ensure!(
+            is_text(service_account) && service_account.contains('@'),
+            "--push-service-account {service_account:?}: an e-mail address such as \
+             push@PROJECT.iam.gserviceaccount.com is wanted"
+        );
+        anyhow::ensure!(
+            matches!(self.push_jwks_url.scheme(), "http" | "https")
+                && self.push_jwks_url.username().is_empty()
+                && self.push_jwks_url.password().is_none(),
+            "--push-jwks-url: an http or https URL without user or password is wanted"
+        );
+        Ok(Some(Expected { audience: audience.clone(), service_account: service_account.clone() }))
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+/// Seconds since 1970, as tokens count them.
+fn now_s() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
