@@ -71,6 +71,8 @@ impl Names {
         // A server that answers for IPv4 alone costs the time of both tries, and then is believed.
         options.timeout = options.timeout.min(TRY_LIMIT);
         options.attempts = 1;
+        // One server after the other, as getaddrinfo does it: a flood of slow names takes two sockets for each.
+        options.num_concurrent_reqs = 1;
         // Every address of a name is judged.
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         // A name of the hosts file has no further addresses in the name servers, and one cache is enough.
