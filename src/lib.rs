@@ -17,9 +17,9 @@
 //!
 //! # Invariants
 //!
-//! - Only [`request::WarmRequest::parse`] makes a warm request.
+//! - Only [`request::WarmRequest::parse`] makes a warm request, and a redirect another of it by the same rules.
 //! - Only `warm` opens connections to origins, behind one guard that judges the literal address or every resolved
-//!   one, and dials an address that was judged. Redirects are not followed.
+//!   one, on every hop of a redirect, and dials an address that was judged.
 //! - Only `serve::handler` maps verdicts to HTTP statuses.
 //! - An offset is committed only after everything at and below it on its partition is accepted downstream.
 //! - Every queue has a bound, and the bound is ours.

@@ -16,6 +16,9 @@ pub struct Outcome {
     pub id: String,
     /// What was asked for; values of signature-like query parameters are an ellipsis.
     pub url: String,
+    /// Where redirects led: the target of the last one that was followed, shown likewise; absent where none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_url: Option<String>,
     /// Where it was warmed.
     pub region: String,
     /// The last eight characters of the id of the instance that did it.
@@ -29,7 +32,7 @@ pub struct Outcome {
     /// What the exchange showed; absent where nothing was fetched.
     #[serde(flatten)]
     pub exchange: Exchange,
-    /// How many GETs were made, a second look included.
+    /// How many GETs were made, redirects followed and a second look included.
     pub attempts: u32,
     /// Where the request came from and when.
     #[serde(flatten)]
@@ -152,6 +155,7 @@ mod tests {
         Outcome {
             id: "urls/3/17".to_owned(),
             url: "https://example.com/a".to_owned(),
+            final_url: Some("https://example.com/b".to_owned()),
             region: "europe-west1".to_owned(),
             instance: "a1b2c3d4".to_owned(),
             verdict: Verdict::Uncacheable("no-store"),

@@ -90,6 +90,26 @@ impl WarmRequest {
         }
     }
 
+    /// The request that a redirect's `Location` asks for instead of this one (RFC 9110, section 10.2.2), by the rules
+    /// of [`WarmRequest::parse`].
+    ///
+    /// Options go along. To another origin (RFC 6454) no request header goes that may be a credential: `Authorization`,
+    /// `Cookie`, and what is named like a token or a key.
+    ///
+    /// # Errors
+    /// Why the target is never warmed; user info is not shown.
+    pub fn redirected(&self, location: &[u8]) -> Result<Self, String> {
+        let url = trimmed(location).and_then(|text| judge_url(text, Some(&self.url)));
+        let url = url.map_err(|(NotARequest::Malformed(reason) | NotARequest::Refused(reason))| reason)?;
+        let mut next = Self { url, ..self.clone() };
+        if next.url.origin() != self.url.origin() {
+            for name in self.headers.keys().filter(|name| may_be_credential(name)) {
+                next.headers.remove(name);
+            }
+        }
+        Ok(next)
+    }
+
     fn set_option(&mut self, name: &str, value: &str) -> Result<(), NotARequest> {
         let Some(option) = name.strip_prefix("warm-") else {
             return Ok(());
@@ -133,11 +153,9 @@ impl WarmRequest {
     }
 }
 
-/// Text to URL, by the rules that need no network.
-fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
+/// The text of a URL, without the white space around it and of a length and characters that a URL may have.
+fn trimmed(data: &[u8]) -> Result<&str, NotARequest> {
     let malformed = |why: &str| NotARequest::Malformed(why.to_owned());
-    let refused = |why: &str| NotARequest::Refused(why.to_owned());
-
     let text = std::str::from_utf8(data).map_err(|_| malformed("not UTF-8"))?;
     let text = text.trim_matches([' ', '\t', '\r', '\n']);
     if text.is_empty() {
@@ -149,14 +167,21 @@ fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
     if text.chars().any(char::is_control) {
         return Err(malformed("control character"));
     }
-    if !is_http(text) {
-        return Err(malformed("not an absolute http or https URL"));
-    }
+    Ok(text)
+}
+
+/// Text to URL, by the rules that need no network; relative to `base`, where there is one.
+fn judge_url(text: &str, base: Option<&Url>) -> Result<Url, NotARequest> {
+    let refused = |why: &str| NotARequest::Refused(why.to_owned());
     // The WHATWG parser reads a backslash as a slash, other parsers do not: the two disagree about the host.
     if text.contains('\\') {
         return Err(refused("backslash"));
     }
-    let mut url = Url::parse(text).map_err(|error| NotARequest::Malformed(format!("not a URL: {error}")))?;
+    let parsed = Url::options().base_url(base).parse(text);
+    let mut url = parsed.map_err(|error| NotARequest::Malformed(format!("not a URL: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refused("scheme: only http and https"));
+    }
     // The text is looked at too: an empty user info (`http://@host/`) leaves no trace in the parsed URL.
     if !url.username().is_empty() || url.password().is_some() || authority(text).contains('@') {
         return Err(refused("user info"));
@@ -168,6 +193,15 @@ fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
     }
     url.set_fragment(None);
     Ok(url)
+}
+
+/// What was pushed or produced, which has no base to be relative to.
+fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
+    let text = trimmed(data)?;
+    if !is_http(text) {
+        return Err(NotARequest::Malformed("not an absolute http or https URL".to_owned()));
+    }
+    judge_url(text, None)
 }
 
 /// Whether this is a URL in which nothing is to be decided: printable ASCII, a lower-case scheme, a lower-case host name
@@ -207,9 +241,14 @@ fn is_http(text: &str) -> bool {
     text.len() > scheme.len() && (scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
 }
 
-/// What stands between the slashes after the scheme and the path, as it was written.
+/// What stands between the slashes after the scheme and the path, as it was written; empty where there are neither.
 fn authority(text: &str) -> &str {
-    let after_scheme = text.split_once(':').map_or("", |(_, rest)| rest).trim_start_matches('/');
+    let after_scheme = match text.strip_prefix("//") {
+        Some(relative) => relative,
+        None if is_http(text) => text.split_once(':').map_or("", |(_, rest)| rest),
+        None => "",
+    };
+    let after_scheme = after_scheme.trim_start_matches('/');
     after_scheme.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
@@ -246,6 +285,12 @@ fn may_be_sent(name: &HeaderName) -> bool {
     ]
     .contains(name)
         && !["keep-alive", "proxy-connection", "http2-settings"].contains(&name.as_str())
+}
+
+/// Whether a header's value may be a credential, which is for nobody but the origin that it was meant for.
+fn may_be_credential(name: &HeaderName) -> bool {
+    const PARTS: [&str; 8] = ["auth", "cookie", "token", "key", "secret", "password", "session", "jwt"];
+    PARTS.iter().any(|part| name.as_str().contains(part))
 }
 
 /// One range of RFC 9110, section 14.1.2: `bytes=0-1023`, `bytes=1024-` or `bytes=-512`.
@@ -435,6 +480,59 @@ mod tests {
         );
         assert_eq!(WarmRequest::check(b" http://a.b:80/ "), Ok(()));
         assert!(matches!(WarmRequest::check(b"http://localhost/"), Err(NotARequest::Refused(_))));
+    }
+
+    #[test]
+    fn a_redirect_is_resolved_and_judged_like_any_url() {
+        let first = parse("https://example.com/a/b?c").unwrap();
+        for (location, target) in [
+            ("d", "https://example.com/a/d"),
+            ("/d?e#f", "https://example.com/d?e"),
+            ("?e", "https://example.com/a/b?e"),
+            ("//example.net/@d", "https://example.net/@d"),
+            (" http://EXAMPLE.net:80/ü ", "http://example.net/%C3%BC"),
+        ] {
+            assert_eq!(first.redirected(location.as_bytes()).unwrap().url().as_str(), target, "{location}");
+        }
+        for (location, why) in [
+            (&b""[..], "empty"),
+            (b"\xff", "UTF-8"),
+            (b"/a\x00b", "control"),
+            (b"http://example.com/\r\nX: 1", "control"),
+            (b"\\\\127.0.0.1\\x", "backslash"),
+            (b"/a\\b", "backslash"),
+            (b"file:///etc/passwd", "scheme"),
+            (b"javascript:alert(1)", "scheme"),
+            (b"http://[::1", "not a URL"),
+            (b"http://alice:s3cret@example.com/", "user info"),
+            (b"//alice@example.com/", "user info"),
+            (b"//@example.com/", "user info"),
+            (b"http://localhost/", "host"),
+        ] {
+            let reason = first.redirected(location).unwrap_err();
+            assert!(reason.contains(why), "{}: {reason}", location.escape_ascii());
+            assert!(!reason.contains("alice") && !reason.contains("s3cret"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn no_credential_follows_a_redirect_to_another_origin() {
+        let names = ["cookie", "x-api-key", "x-auth-token", "accept", "user-agent"];
+        let options: Vec<String> = names.iter().map(|name| format!("warm-header-{name}")).collect();
+        let options = options.iter().map(|name| (name.as_str(), "v")).chain([("warm-range", "bytes=0-9")]);
+        let first = WarmRequest::parse(b"https://example.com/", options).unwrap();
+        let sent = |request: &WarmRequest| {
+            let mut names: Vec<_> = request.headers().keys().map(|name| name.as_str().to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(sent(&first.redirected(b"/b").unwrap()), sent(&first));
+        for other in ["https://www.example.com/", "http://example.com/", "https://example.com:8443/"] {
+            let next = first.redirected(other.as_bytes()).unwrap();
+            assert_eq!(sent(&next), ["accept", "range", "user-agent"], "{other}");
+            let back = next.redirected(b"https://example.com/").unwrap();
+            assert_eq!(sent(&back), ["accept", "range", "user-agent"], "what is gone stays gone");
+        }
     }
 
     proptest! {

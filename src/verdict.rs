@@ -32,10 +32,13 @@ pub enum Verdict {
 pub enum Failure {
     /// The response's status was not 2xx.
     Status(u16),
-    /// The response was a redirect, which is not followed; the text is its target, or empty without `Location`.
+    /// The response was a redirect that is not followed; the text is its target and, where there is more to say, why.
+    /// Empty without `Location`.
     Redirect(String),
     /// The host name could not be resolved.
     Dns,
+    /// No name server answered within the look-up time-out.
+    DnsTimeout,
     /// No connection within the connect time-out.
     ConnectTimeout,
     /// The connection was refused or reset before a request was sent.
@@ -90,6 +93,7 @@ impl Verdict {
             Self::Failed(failure) => match failure {
                 Failure::Status(status) => matches!(status, 408 | 425 | 429 | 500..=599),
                 Failure::Dns
+                | Failure::DnsTimeout
                 | Failure::ConnectTimeout
                 | Failure::Connect
                 | Failure::FirstByteTimeout
@@ -110,6 +114,7 @@ impl fmt::Display for Failure {
             Self::Redirect(target) if target.is_empty() => write!(f, "redirect without Location"),
             Self::Redirect(target) => write!(f, "redirect to {target}"),
             Self::Dns => write!(f, "dns"),
+            Self::DnsTimeout => write!(f, "dns timeout"),
             Self::ConnectTimeout => write!(f, "connect timeout"),
             Self::Connect => write!(f, "connect"),
             Self::Tls(reason) => write!(f, "tls: {reason}"),
@@ -158,6 +163,7 @@ mod tests {
             Failure::Status(429),
             Failure::Status(408),
             Failure::Dns,
+            Failure::DnsTimeout,
             Failure::Connect,
             Failure::ConnectTimeout,
             Failure::FirstByteTimeout,

@@ -160,7 +160,7 @@ impl fmt::Display for ConnectTo {
 
 const PORT_ZERO: &str = "port 0 cannot be connected to";
 
-fn parse_port(text: &str) -> Result<u16, String> {
+pub(super) fn parse_port(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(0) => Err(PORT_ZERO.to_owned()),
         Ok(port) => Ok(port),
@@ -169,7 +169,7 @@ fn parse_port(text: &str) -> Result<u16, String> {
 }
 
 /// The host as the URL parser spells it (case, IDNA, short addresses), since its hosts are what this is compared with.
-fn parse_host(text: &str) -> Result<String, String> {
+pub(super) fn parse_host(text: &str) -> Result<String, String> {
     // To the URL parser an asterisk is a character like others; whoever writes one means a pattern.
     Host::parse(text)
         .ok()
@@ -180,7 +180,7 @@ fn parse_host(text: &str) -> Result<String, String> {
         })
 }
 
-fn without_final_dot(host: &str) -> &str {
+pub(super) fn without_final_dot(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
@@ -284,19 +284,8 @@ static BLOCKS: LazyLock<Vec<Block>> = LazyLock::new(|| {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-    use std::path::Path;
-
+    use super::super::stand::rows;
     use super::*;
-    use crate::request::WarmRequest;
-
-    /// The rows of a file of the corpus, split at tabs, without its headings.
-    fn rows(file: &str) -> Vec<Vec<String>> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpora").join(file);
-        let text = std::fs::read_to_string(path).unwrap();
-        let rows = text.split('\n').filter(|row| !row.is_empty() && !row.starts_with("# "));
-        rows.map(|row| row.split('\t').map(str::to_owned).collect()).collect()
-    }
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -489,49 +478,6 @@ mod tests {
         ] {
             let error = text.parse::<ConnectTo>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
-        }
-    }
-
-    /// The verdict on a URL of the corpus by all rules, with a fake name server and no operator's list.
-    fn judge(url: &str, answers: &HashMap<String, Vec<IpAddr>>) -> Result<(), String> {
-        let request = WarmRequest::parse(url.as_bytes(), []).map_err(|error| error.reason())?;
-        let port = request.url().port_or_known_default().unwrap();
-        if !matches!(port, 80 | 443) {
-            return Err(format!("port {port}"));
-        }
-        let addresses = match request.url().host().unwrap() {
-            Host::Ipv4(address) => vec![address.into()],
-            Host::Ipv6(address) => vec![address.into()],
-            Host::Domain(name) => answers
-                .get(without_final_dot(name))
-                .cloned()
-                .unwrap_or_else(|| vec![address("93.184.215.14")]),
-        };
-        addresses.into_iter().try_for_each(check_public).map_err(|name| format!("address: {name}"))
-    }
-
-    #[test]
-    fn every_url_of_the_corpus_gets_its_verdict() {
-        let answers: HashMap<String, Vec<IpAddr>> = rows("ssrf_dns.txt")
-            .into_iter()
-            .map(|row| (without_final_dot(&row[0]).to_owned(), row[1].split(',').map(address).collect()))
-            .collect();
-        let rows = rows("ssrf_urls.txt");
-        assert_eq!(rows.len(), 190);
-        for row in rows {
-            let mut url = row[1].clone();
-            for (name, character) in
-                [("<SP>", " "), ("<TAB>", "\t"), ("<LF>", "\n"), ("<CR>", "\r"), ("<NUL>", "\0")]
-            {
-                url = url.replace(name, character);
-            }
-            let verdict = judge(&url, &answers);
-            let expected = match row[0].as_str() {
-                "allow" => true,
-                "block" => false,
-                other => panic!("{other}"),
-            };
-            assert_eq!(verdict.is_ok(), expected, "{row:?} gave {verdict:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! The connector under the warming client: resolves through the guard and dials an address that was judged.
+//! The connector under the warming client: finds a host's addresses, has them judged and dials one of them.
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,14 +13,18 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::guard::Guard;
+use super::guard::{Guard, Place};
+use super::names::{Names, NoAddress};
 
 /// Dials origins; the only code that does.
 #[derive(Clone)]
 pub(crate) struct Connector {
     guard: Arc<Guard>,
+    names: Names,
     /// For all addresses of a host together.
     limit: Duration,
+    #[cfg(test)]
+    pub(super) detour: Option<Arc<super::stand::Detour>>,
 }
 
 /// Why there is no connection.
@@ -27,8 +32,8 @@ pub(crate) struct Connector {
 pub(crate) enum ConnectError {
     /// The guard does not allow it.
     Refused(String),
-    /// The name could not be resolved.
-    Dns(io::Error),
+    /// The name has no addresses.
+    Name(NoAddress),
     /// Every address was tried; this was the last answer.
     Connect(io::Error),
     /// No address answered in time.
@@ -36,19 +41,44 @@ pub(crate) enum ConnectError {
 }
 
 impl Connector {
-    pub(crate) fn new(guard: Arc<Guard>, limit: Duration) -> Self {
-        Self { guard, limit }
+    pub(crate) fn new(guard: Arc<Guard>, names: Names, limit: Duration) -> Self {
+        Self {
+            guard,
+            names,
+            limit,
+            #[cfg(test)]
+            detour: None,
+        }
     }
 
     async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, ConnectError> {
+        let addresses = self.addresses(&uri).await?;
+        tokio::time::timeout(self.limit, self.dial_any(&addresses))
+            .await
+            .unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    /// Where to connect for this URI: judged, and looked up for this very connection or a moment ago.
+    async fn addresses(&self, uri: &Uri) -> Result<Vec<SocketAddr>, ConnectError> {
         let host = uri.host().unwrap_or_default();
-        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let addresses = self.guard.resolve(host, uri.port_u16().unwrap_or(default_port)).await?;
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        match self.guard.place(host, port).map_err(ConnectError::Refused)? {
+            Place::At(address) => Ok(vec![address]),
+            Place::Named => {
+                let found = self.names.look_up(host).await.map_err(ConnectError::Name)?;
+                self.guard.judge_all(host, port, &found).map_err(ConnectError::Refused)?;
+                Ok(found.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
+            }
+        }
+    }
+
+    /// The first of these that answers.
+    async fn dial_any(&self, addresses: &[SocketAddr]) -> Result<TokioIo<TcpStream>, ConnectError> {
         // One address that swallows everything must not take the time of those behind it.
         let each = self.limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         let mut last = ConnectError::Timeout;
         for address in addresses {
-            match tokio::time::timeout(each, TcpStream::connect(address)).await {
+            match tokio::time::timeout(each, self.dial(*address)).await {
                 Ok(Ok(stream)) => {
                     // Requests are small and go out whole.
                     stream.set_nodelay(true).map_err(ConnectError::Connect)?;
@@ -59,6 +89,14 @@ impl Connector {
             }
         }
         Err(last)
+    }
+
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        #[cfg(test)]
+        if let Some(detour) = &self.detour {
+            return detour.dial(address).await;
+        }
+        TcpStream::connect(address).await
     }
 }
 
@@ -72,11 +110,7 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move {
-            let limit = connector.limit;
-            tokio::time::timeout(limit, connector.connect(uri)).await.unwrap_or(Err(ConnectError::Timeout))
-        })
+        Box::pin(self.clone().connect(uri))
     }
 }
 
@@ -84,7 +118,8 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(reason) => write!(f, "refused: {reason}"),
-            Self::Dns(error) => write!(f, "resolving: {error}"),
+            Self::Name(NoAddress::NotFound) => write!(f, "the name has no addresses"),
+            Self::Name(NoAddress::Timeout) => write!(f, "looking the name up took too long"),
             Self::Connect(error) => write!(f, "connecting: {error}"),
             Self::Timeout => write!(f, "connecting took too long"),
         }

@@ -1,35 +1,45 @@
 //! The one door to origins: a request goes through the guard to the edge, its body is read and dropped, and the
 //! response headers say how warm the edge is.
 //!
-//! [`Warmer`] is the whole of it; `guard` and `addresses` say what may be fetched, `connect` dials, `cdn` reads the
-//! verdict from the headers. Nothing here knows Kafka, Pub/Sub or what is answered to whom.
+//! [`Warmer`] is the whole of it; `guard`, with `addresses` and `hosts`, says what may be fetched, `names` looks names up,
+//! `connect` dials, `redirect` says where a response leads, `cdn` reads the verdict from the headers. Nothing here knows Kafka, Pub/Sub or what is answered to whom.
 
 mod addresses;
 pub(crate) mod cdn;
 mod connect;
+#[cfg(test)]
+mod corpora;
 mod guard;
+mod hosts;
+mod names;
+mod redirect;
+#[cfg(test)]
+mod stand;
 
 use clap::builder::BoolishValueParser;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
+use http::{HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Incoming};
+use hyper_rustls::builderstates::WantsSchemes;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use jiff::Timestamp;
-use url::Url;
 
 pub(crate) use addresses::{AllowedAddress, ConnectTo};
 use connect::{ConnectError, Connector};
 use guard::Guard;
+pub(crate) use hosts::{AllowedHost, HostPattern, list_item};
+use names::{Names, NoAddress};
 
 use crate::outcome::{CacheEvidence, Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
@@ -48,8 +58,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// silently would otherwise take every request given to it down to its time-out.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_LIMIT: Duration = Duration::from_secs(5);
-/// How much of a redirect's target is told.
-const SHOWN_TARGET_CHARS: usize = 512;
 /// GETs for one request, as long as failures are curable.
 const ATTEMPTS: usize = 3;
 
@@ -60,18 +68,35 @@ pub(crate) struct WarmArgs {
     pub(crate) instance: InstanceArgs,
 
     /// Address block and port that may be fetched although it is not public, for example 10.1.0.0/16:8080
-    #[arg(long, value_name = "NET:PORT", env = "CDNWARM_ALLOW_ADDRESS", value_delimiter = ',')]
-    pub(crate) allow_address: Vec<AllowedAddress>,
+    #[arg(long, value_name = "NET:PORT", env = "CDNWARM_ALLOW_ADDRESS", value_delimiter = ',',
+          value_parser = list_item::<AllowedAddress>)]
+    pub(crate) allow_address: Vec<Option<AllowedAddress>>,
+
+    /// Host and port that may be fetched wherever its name leads, for example edge.internal.example.com:8080
+    #[arg(long, value_name = "HOST:PORT", env = "CDNWARM_ALLOW_HOST", value_delimiter = ',',
+          value_parser = list_item::<AllowedHost>)]
+    pub(crate) allow_host: Vec<Option<AllowedHost>>,
+
+    /// Warm nothing but these hosts, for example cdn.example.com, or .example.com for every host below it
+    #[arg(long, value_name = "HOST", env = "CDNWARM_ONLY_HOSTS", value_delimiter = ',',
+          value_parser = list_item::<HostPattern>)]
+    pub(crate) only_hosts: Vec<Option<HostPattern>>,
 
     /// Sends requests for a host to this edge instead of what its name resolves to; Host and SNI stay the host's
-    #[arg(long, value_name = "HOST=ADDR:PORT", env = "CDNWARM_CONNECT_TO", value_delimiter = ',')]
-    pub(crate) connect_to: Vec<ConnectTo>,
+    #[arg(long, value_name = "HOST=ADDR:PORT", env = "CDNWARM_CONNECT_TO", value_delimiter = ',',
+          value_parser = list_item::<ConnectTo>)]
+    pub(crate) connect_to: Vec<Option<ConnectTo>>,
+
+    /// Redirects followed for one URL, each judged like the URL itself; 0 makes every redirect a failure
+    #[arg(long, value_name = "COUNT", default_value_t = 5, env = "CDNWARM_FOLLOW_REDIRECTS",
+          value_parser = clap::value_parser!(u8).range(0..=10))]
+    pub(crate) follow_redirects: u8,
 
     /// Look again after a fill, and say warm only if the edge then answers from its cache
     #[arg(long, env = "CDNWARM_CERTIFY", value_parser = BoolishValueParser::new())]
     pub(crate) certify: bool,
 
-    /// Seconds for one record or push in all, retries included; keep it below the subscription's ack deadline
+    /// Seconds for one record or push in all, redirects and retries included; keep it below the subscription's ack deadline
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
           value_parser = clap::value_parser!(u16).range(1..=600))]
     pub(crate) timeout: u16,
@@ -82,10 +107,23 @@ impl WarmArgs {
     pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
         Self {
             instance: InstanceArgs { region: Some(region.to_owned()), metadata_host: None },
-            allow_address: Vec::new(),
-            connect_to: vec![ConnectTo::every_host(edge)],
+            connect_to: vec![Some(ConnectTo::every_host(edge))],
+            follow_redirects: 5,
             certify: true,
             timeout: 60,
+            ..Self::default()
+        }
+    }
+
+    fn guard(&mut self) -> Guard {
+        fn given<T>(list: &mut Vec<Option<T>>) -> Vec<T> {
+            std::mem::take(list).into_iter().flatten().collect()
+        }
+        Guard {
+            allowed_addresses: given(&mut self.allow_address),
+            allowed_hosts: given(&mut self.allow_host),
+            only_hosts: given(&mut self.only_hosts),
+            connect_to: given(&mut self.connect_to),
         }
     }
 }
@@ -99,6 +137,7 @@ pub(crate) struct Warmer {
     guard: Arc<Guard>,
     identity: Identity,
     certify: bool,
+    follow_redirects: u8,
     limit: Duration,
 }
 
@@ -108,17 +147,25 @@ impl Warmer {
     /// # Errors
     /// Where the system has no CA certificates at all.
     pub(crate) fn new(args: WarmArgs) -> anyhow::Result<Self> {
-        let guard = Arc::new(Guard::new(args.allow_address, args.connect_to));
-        let connector = HttpsConnectorBuilder::new()
+        let tls = HttpsConnectorBuilder::new()
             .with_provider_and_native_roots(rustls::crypto::aws_lc_rs::default_provider())
             .map_err(|error| {
                 anyhow::anyhow!(
                     "reading CA certificates: {error}; install ca-certificates or set SSL_CERT_FILE"
                 )
-            })?
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(Connector::new(guard.clone(), CONNECT_LIMIT));
+            })?;
+        let names = Names::of_system()?;
+        Ok(Self::build(args, tls, |guard| Connector::new(guard, names, CONNECT_LIMIT)))
+    }
+
+    /// The rest of it, from what a test brings along: CA certificates, and how names and addresses are found.
+    fn build(
+        mut args: WarmArgs,
+        tls: HttpsConnectorBuilder<WantsSchemes>,
+        connector: impl FnOnce(Arc<Guard>) -> Connector,
+    ) -> Self {
+        let guard = Arc::new(args.guard());
+        let connector = tls.https_or_http().enable_all_versions().wrap_connector(connector(guard.clone()));
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -126,13 +173,14 @@ impl Warmer {
             .http2_keep_alive_timeout(PING_LIMIT)
             .pool_idle_timeout(Duration::from_secs(60))
             .build(connector);
-        Ok(Self {
+        Self {
             client,
             guard,
             identity: Identity::discover(args.instance),
             certify: args.certify,
+            follow_redirects: args.follow_redirects,
             limit: Duration::from_secs(args.timeout.into()),
-        })
+        }
     }
 
     /// When something that starts now must be over, be it one URL or several.
@@ -193,6 +241,7 @@ impl Warmer {
         Outcome {
             id,
             url,
+            final_url: progress.final_url,
             region: instance.region.clone(),
             instance: instance.id.clone(),
             reason: verdict.reason(),
@@ -237,31 +286,57 @@ impl Warmer {
         first
     }
 
+    /// One GET, and those that redirects ask for instead.
     async fn get(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
-        let url = request.url();
-        let request = http_request(request);
-        let (asked, _) = request.clone().into_parts();
+        progress.final_url = None;
+        let mut next: Option<WarmRequest> = None;
+        let mut followed = 0;
+        loop {
+            match self.ask(next.as_ref().unwrap_or(request), followed, progress).await {
+                ControlFlow::Break(verdict) => return verdict,
+                ControlFlow::Continue(redirected) => {
+                    progress.final_url = Some(shown_url(redirected.url()));
+                    next = Some(redirected);
+                    followed += 1;
+                }
+            }
+        }
+    }
+
+    /// One GET, to its verdict or to the request that it leads to after `followed` redirects.
+    async fn ask(
+        &self,
+        request: &WarmRequest,
+        followed: u8,
+        progress: &mut Progress,
+    ) -> ControlFlow<Verdict, WarmRequest> {
+        let get = http_request(request);
+        let (asked, _) = get.clone().into_parts();
         let started = Instant::now();
         progress.attempts += 1;
-        let response = match tokio::time::timeout(FIRST_BYTE_LIMIT, self.client.request(request)).await {
+        let response = match tokio::time::timeout(FIRST_BYTE_LIMIT, self.client.request(get)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return why_no_response(&error),
-            Err(_) => return Verdict::Failed(Failure::FirstByteTimeout),
+            Ok(Err(error)) => return ControlFlow::Break(why_no_response(&error)),
+            Err(_) => return ControlFlow::Break(Verdict::Failed(Failure::FirstByteTimeout)),
         };
         let exchange = &mut progress.exchange;
         exchange.ttfb_ms.get_or_insert(milliseconds(started.elapsed()));
         exchange.http_status = Some(response.status().as_u16());
         let (response, body) = response.into_parts();
-        if let Some(failure) = failure(url, &asked, &response) {
+        let leads_on = redirect::next(&self.guard, self.follow_redirects, followed, request, &response);
+        if let Some(decided) = leads_on.transpose().or_else(|| failure(&asked, &response).map(Err)) {
             drain(body, &mut exchange.bytes).await;
-            return Verdict::Failed(failure);
+            return match decided {
+                Ok(next) => ControlFlow::Continue(next),
+                Err(verdict) => ControlFlow::Break(verdict),
+            };
         }
         if !read_and_drop(body, response.version, &mut exchange.bytes).await {
-            return Verdict::Failed(Failure::Truncated);
+            return ControlFlow::Break(Verdict::Failed(Failure::Truncated));
         }
         let (verdict, evidence) = cdn::judge(&asked, &response, SystemTime::now());
         exchange.cache = Some(evidence).filter(|evidence| *evidence != CacheEvidence::default());
-        verdict
+        ControlFlow::Break(verdict)
     }
 }
 
@@ -270,6 +345,8 @@ impl Warmer {
 struct Progress {
     exchange: Exchange,
     attempts: u32,
+    /// Where the redirects of the last GET led.
+    final_url: Option<String>,
     /// The verdict `filled` stands, and only its certificate is looked for.
     filled: bool,
 }
@@ -291,32 +368,12 @@ fn http_request(request: &WarmRequest) -> Request<Empty<Bytes>> {
 }
 
 /// What the status alone says against the response, if anything.
-fn failure(url: &Url, asked: &http::request::Parts, response: &http::response::Parts) -> Option<Failure> {
-    match response.status {
-        StatusCode::MOVED_PERMANENTLY
-        | StatusCode::FOUND
-        | StatusCode::SEE_OTHER
-        | StatusCode::TEMPORARY_REDIRECT
-        | StatusCode::PERMANENT_REDIRECT => Some(Failure::Redirect(target(url, &response.headers))),
-        // Part of a body that was asked for whole.
-        status @ StatusCode::PARTIAL_CONTENT if !asked.headers.contains_key(header::RANGE) => {
-            Some(Failure::Status(status.as_u16()))
-        }
-        status if status.is_success() => None,
-        status => Some(Failure::Status(status.as_u16())),
-    }
-}
-
-/// Where a redirect leads, as it may be shown; empty without a usable `Location`.
-fn target(url: &Url, headers: &HeaderMap) -> String {
-    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
-    let Some(mut target) = location.and_then(|location| url.join(location).ok()) else {
-        return String::new();
-    };
-    // A URL that has no user info refuses to have it taken away.
-    let _ = target.set_username("");
-    let _ = target.set_password(None);
-    shown_url(&target).chars().take(SHOWN_TARGET_CHARS).collect()
+fn failure(asked: &http::request::Parts, response: &http::response::Parts) -> Option<Verdict> {
+    // Part of a body that was asked for whole is none.
+    let is_part =
+        response.status == StatusCode::PARTIAL_CONTENT && !asked.headers.contains_key(header::RANGE);
+    let is_whole = response.status.is_success() && !is_part;
+    (!is_whole).then(|| Verdict::Failed(Failure::Status(response.status.as_u16())))
 }
 
 /// Reads a body to its end, a frame at a time and each dropped at once, so that its size does not matter; false where
@@ -352,7 +409,8 @@ fn why_no_response(error: &hyper_util::client::legacy::Error) -> Verdict {
         if let Some(connect) = current.downcast_ref::<ConnectError>() {
             return match connect {
                 ConnectError::Refused(reason) => Verdict::Refused(reason.clone()),
-                ConnectError::Dns(_) => Verdict::Failed(Failure::Dns),
+                ConnectError::Name(NoAddress::NotFound) => Verdict::Failed(Failure::Dns),
+                ConnectError::Name(NoAddress::Timeout) => Verdict::Failed(Failure::DnsTimeout),
                 ConnectError::Connect(_) => Verdict::Failed(Failure::Connect),
                 ConnectError::Timeout => Verdict::Failed(Failure::ConnectTimeout),
             };

@@ -549,10 +549,45 @@ async fn a_redirect_is_told_without_its_credentials() {
         Response::builder().status(302).header("location", target).body(Full::default()).unwrap()
     })
     .await;
+    for (follow, verdict, reason) in [
+        ("0", "failed", "redirect to https://b.example.com/x?X-Amz-Signature=…&part=1"),
+        ("5", "refused", "redirect: user info"),
+    ] {
+        let served = Served::before(&origin, &["--follow-redirects", follow]).await;
+        assert_eq!(served.push_url("http://example.com/a").await, 204);
+        let outcome = served.outcome().await;
+        assert_eq!((&outcome["verdict"], &outcome["reason"]), (&json!(verdict), &json!(reason)));
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_and_its_end_is_named() {
+    let origin = plain_origin(|asked| {
+        if asked.url.ends_with("/b") {
+            return cacheable();
+        }
+        Response::builder().status(301).header("location", "/b").body(Full::default()).unwrap()
+    })
+    .await;
     let served = Served::before(&origin, &[]).await;
     assert_eq!(served.push_url("http://example.com/a").await, 204);
     let outcome = served.outcome().await;
-    assert_eq!(outcome["reason"], "redirect to https://b.example.com/x?X-Amz-Signature=…&part=1");
+    assert_eq!((&outcome["verdict"], &outcome["attempts"]), (&json!("fetched"), &json!(2)));
+    assert_eq!(outcome["final_url"], "http://example.com/b");
+}
+
+#[tokio::test]
+async fn an_empty_variable_for_a_list_counts_as_unset() {
+    let origin = plain_origin(|_| cacheable()).await;
+    let mut command =
+        command(&["serve", "--listen", "127.0.0.1", "--port", "0", "--insecure-accept-unauthenticated"]);
+    for name in ["ALLOW_ADDRESS", "ALLOW_HOST", "ONLY_HOSTS"] {
+        command.env(format!("CDNWARM_{name}"), "");
+    }
+    command.env("CDNWARM_CONNECT_TO", format!(",*={} ,", origin.addr));
+    let served = Served::of(command).await;
+    assert_eq!(served.push_url("http://example.com/a").await, 204);
+    assert_eq!(origin.asked().len(), 1);
 }
 
 #[tokio::test]

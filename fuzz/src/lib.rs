@@ -1,0 +1,147 @@
+//! What the fuzz targets call: cdnwarm's parsers of outside input, from its own source files.
+//!
+//! The files are taken one by one, so that a target builds in seconds and without librdkafka; each stands in a module of
+//! the same name as there. A new target is a function here, a file in `fuzz_targets/` and its `[[bin]]` in `Cargo.toml`.
+#![allow(dead_code, reason = "each target needs a part of what the files hold")]
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use url::Host;
+
+use request::WarmRequest;
+use warm::guard::Guard;
+
+#[path = "../../src/outcome.rs"]
+mod outcome;
+#[path = "../../src/request.rs"]
+mod request;
+#[path = "../../src/verdict.rs"]
+mod verdict;
+
+#[path = "."]
+mod serve {
+    #[path = "../../src/serve/envelope.rs"]
+    pub(crate) mod envelope;
+    #[path = "../../src/serve/pack.rs"]
+    mod pack;
+
+    /// The data of each URL in a push, as the handler sees it.
+    pub(crate) fn lines<'a>(push: &'a envelope::Push<'_>) -> Vec<&'a [u8]> {
+        if pack::is_pack(push) { pack::lines(push).map(|line| line.data).collect() } else { vec![&push.data] }
+    }
+}
+
+#[path = "."]
+mod warm {
+    #[path = "../../src/warm/addresses.rs"]
+    pub(crate) mod addresses;
+    #[path = "../../src/warm/cdn.rs"]
+    pub(crate) mod cdn;
+    #[path = "../../src/warm/guard.rs"]
+    pub(crate) mod guard;
+    #[path = "../../src/warm/hosts.rs"]
+    mod hosts;
+}
+
+/// The body of a push, down to whether its URLs would be fetched.
+pub fn envelope(body: &[u8]) {
+    let Ok(push) = serve::envelope::parse(body) else { return };
+    let options = || push.attributes.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+    for data in serve::lines(&push) {
+        match WarmRequest::parse(data, options()) {
+            Ok(request) => {
+                assert!(WarmRequest::check(data).is_ok(), "checking says what parsing says");
+                let _ = Guard::default().check(request.url());
+                let _ = request.refusal("here", jiff::Timestamp::UNIX_EPOCH);
+            }
+            Err(error) => drop(error.reason()),
+        }
+    }
+}
+
+/// A URL, and behind a line feed a redirect's target.
+pub fn url_and_guard(data: &[u8]) {
+    let (data, location) = match data.iter().position(|byte| *byte == b'\n') {
+        Some(at) => (&data[..at], Some(&data[at + 1..])),
+        None => (data, None),
+    };
+    let parsed = WarmRequest::parse(data, []);
+    assert_eq!(parsed.is_ok(), WarmRequest::check(data).is_ok(), "checking says what parsing says");
+    let Ok(request) = parsed else { return };
+    judge(&request);
+    if let Some(Ok(next)) = location.map(|location| request.redirected(location)) {
+        judge(&next);
+    }
+}
+
+/// What holds for whatever the guard lets pass, found out in other ways than the guard's.
+fn judge(request: &WarmRequest) {
+    let url = request.url();
+    let text = url.as_str();
+    let again = WarmRequest::parse(text.as_bytes(), []).unwrap_or_else(|error| panic!("{text}: {error:?}"));
+    assert_eq!(again.url(), url, "a URL that was parsed is parsed to itself");
+    let _ = outcome::shown_url(url);
+    if Guard::default().check(url).is_err() {
+        return;
+    }
+    assert!(matches!(url.scheme(), "http" | "https"), "{text}");
+    assert!(matches!(url.port_or_known_default(), Some(80 | 443)), "{text}");
+    assert!(url.username().is_empty() && url.password().is_none() && !text.contains('\\'), "{text}");
+    // What a client would dial, which parses the host for itself.
+    let uri: http::Uri = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+    let host = uri.host().unwrap_or_default();
+    assert_eq!(Some(host), url.host_str(), "{text}: both see one host");
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            assert!(host.parse::<IpAddr>().is_err() && name.contains('.'), "{text}");
+        }
+        Some(Host::Ipv4(ip)) => assert!(!is_private(ip.into()), "{text}"),
+        Some(Host::Ipv6(ip)) => assert!(!is_private(ip.into()), "{text}"),
+        None => panic!("{text}"),
+    }
+}
+
+/// The best known of the addresses that are never dialled.
+fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.is_unspecified()
+                || ip.is_documentation()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local()
+        }
+    }
+}
+
+/// The headers of a response, a line each, judged as an edge's.
+pub fn cache_headers(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value)
+            && headers.try_append(name, value).is_err()
+        {
+            return;
+        }
+    }
+    let (asked, ()) = Request::get("https://example.com/a").body(()).expect("a valid request").into_parts();
+    let (mut response, ()) = Response::new(()).into_parts();
+    response.headers = headers;
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let (verdict, _) = warm::cdn::judge(&asked, &response, now);
+    let _ = verdict.to_string();
+}
