@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +27,10 @@ use super::connection::{Answered, Ending, Life, Watched, drive};
 
 /// Connections open at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 4_096;
+const BACKLOG: u32 = 1_024;
+/// What the system keeps for one connection and direction. By itself it would go up to megabytes, for each client that
+/// sends what is not read, or does not read.
+const SOCKET_BUFFER_BYTES: u32 = 64 << 10;
 /// The most that the target of a request may take: a push's is its path and a token of the operator's.
 const MAX_TARGET_BYTES: usize = 8_192;
 /// An unwrapped push has 100 attributes beside what every request has.
@@ -58,7 +62,7 @@ impl Server {
     /// # Errors
     /// A port that is taken or not allowed.
     pub(crate) async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
+        let listener = listen(addr).with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
         Ok(Self { listener, addr })
     }
@@ -138,6 +142,17 @@ impl Server {
             tracing::warn!("stopped with {} connections open", connections.len());
         }
     }
+}
+
+/// Listens with buffers of a set size, which connections inherit.
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted server takes its port again at once.
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 /// The limits of both versions of HTTP. Of the rest h2's own are right: it ends a connection on a flood of resets or of

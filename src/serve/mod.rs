@@ -172,6 +172,10 @@ impl Serve {
 /// # Errors
 /// As for binding.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    // A connection for each push, and one for each GET: more than the common soft limit of 1,024 files.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("raising the limit of open files: {error}");
+    }
     let serve = Serve::bind(args, None, stop.clone()).await?;
     let addr = serve.addr();
     tracing::info!(addr = %addr, "listening on {addr}");

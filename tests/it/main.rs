@@ -12,6 +12,7 @@ mod hostile_clients;
 mod house;
 mod outages;
 mod pipeline;
+mod pipeline_push;
 mod produce;
 mod proxy;
 mod push;
