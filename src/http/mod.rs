@@ -3,6 +3,7 @@
 //!
 //! It knows nothing of what a role's own requests mean. Requests to origins are `warm`'s.
 
+mod connection;
 mod metrics;
 mod server;
 

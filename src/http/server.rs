@@ -3,31 +3,51 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use http::{Request, Response};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{Answered, Ending, Life, Watched, drive};
 
 /// Connections open at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 4_096;
+const BACKLOG: u32 = 1_024;
+/// What the system keeps for one connection and direction. By itself it would go up to megabytes, for each client that
+/// sends what is not read, or does not read.
+const SOCKET_BUFFER_BYTES: u32 = 64 << 10;
+/// The most that the target of a request may take: a push's is its path and a token of the operator's.
+const MAX_TARGET_BYTES: usize = 8_192;
+/// An unwrapped push has 100 attributes beside what every request has.
+const MAX_HEADERS: usize = 128;
+/// What a head may take in all, and what is read ahead of a body.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Requests of one HTTP/2 connection that are under way at once.
+const MAX_STREAMS: u32 = 200;
+/// What an HTTP/2 client may send of one body, and of all bodies of a connection, before it is read.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-/// How long a client may take to say anything on a new connection.
-const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a connection may be idle between requests, and a request's head take: hyper has one timer for both, and a
-/// client that sends now and then should not find its connection closed just as it uses it.
-const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(75);
+/// How long, at the end, connections that rest stay open, and new ones are taken, so that no request is lost that is on
+/// its way: whoever is answered hears that it was the connection's last. At most half of the time there is.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// A bound listener.
 #[derive(Debug)]
@@ -42,7 +62,7 @@ impl Server {
     /// # Errors
     /// A port that is taken or not allowed.
     pub(crate) async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
+        let listener = listen(addr).with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
         Ok(Self { listener, addr })
     }
@@ -52,68 +72,232 @@ impl Server {
         self.addr
     }
 
-    /// Answers requests with `handler` until `stop`; then takes no new connection, finishes the requests under way
-    /// and returns, within `drain_limit`.
+    /// Answers requests with `handler` until `stop`; then lets every connection know with its next answer that it was the
+    /// last one, closes those that rest, finishes the requests under way and returns, within `drain_limit`.
+    ///
+    /// The handler goes on being asked after `stop`. Where it panics the client gets 500, and nobody else notices.
     pub(crate) async fn run<H, F, B>(self, handler: H, stop: CancellationToken, drain_limit: Duration)
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE_LIMIT);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_LIMIT);
-        let connections = GracefulShutdown::new();
+        let builder = builder();
+        let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let ending = Ending { draining: stop.clone(), closing: CancellationToken::new() };
+        let serve = |stream: TcpStream, place| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!("TCP_NODELAY: {error}");
+            }
+            let life = Life::new();
+            let (handler, draining, requests) = (handler.clone(), stop.clone(), life.clone());
+            let service = service_fn(move |request| {
+                answer(request, handler.clone(), requests.clone(), draining.clone()).map(Ok::<_, Infallible>)
+            });
+            let stream = TokioIo::new(Watched::new(stream, life.clone()));
+            let connection = builder.serve_connection(stream, service).into_owned();
+            let (places, ending) = (places.clone(), ending.clone());
+            connections.spawn(async move {
+                drive(connection, life, &places, MAX_CONNECTIONS, ending).await;
+                drop(place);
+            });
+        };
+        let accept = async || {
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+            Ok::<_, io::Error>((self.listener.accept().await?.0, place))
+        };
+
+        // 1. Until told to stop; 2. until nobody is connected, or has had the time to hear of it.
+        let linger = async {
+            stop.cancelled().await;
+            connections.close();
+            let _ = tokio::time::timeout(LINGER.min(drain_limit / 2), connections.wait()).await;
+        };
+        tokio::pin!(linger);
         loop {
-            let accept = async {
-                let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-                Ok::<_, io::Error>((self.listener.accept().await?.0, place))
-            };
-            let (stream, place) = tokio::select! {
-                accepted = accept => match accepted {
-                    Ok(accepted) => accepted,
+            tokio::select! {
+                biased;
+                () = &mut linger => break,
+                accepted = accept() => match accepted {
+                    Ok((stream, place)) => serve(stream, place),
                     // Out of descriptors, most likely: the next try would fail at once and spin.
                     Err(error) => {
                         tracing::warn!("accepting a connection: {error}");
                         tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
                     }
                 },
-                () = stop.cancelled() => break,
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!("TCP_NODELAY: {error}");
             }
-            let handler = handler.clone();
-            let service = service_fn(move |request| {
-                let answer = handler(request);
-                async move { Ok::<_, Infallible>(answer.await) }
-            });
-            let (builder, watcher, stop) = (builder.clone(), connections.watcher(), stop.clone());
-            tokio::spawn(async move {
-                // Which version of HTTP it speaks is told by its first bytes, for which hyper would wait for ever.
-                let first_byte = tokio::time::timeout(FIRST_BYTE_LIMIT, stream.readable());
-                tokio::select! {
-                    spoke = first_byte => if spoke.is_err() { return },
-                    () = stop.cancelled() => return,
-                }
-                let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-                if let Err(error) = watcher.watch(connection).await {
-                    tracing::debug!("connection: {error}");
-                }
-                drop(place);
-            });
+        }
+
+        // 3. Who is in the backlog has sent a request, perhaps; then what is under way is finished.
+        while let Some(Ok((stream, place))) = accept().now_or_never() {
+            serve(stream, place);
         }
         drop(self.listener);
-        if tokio::time::timeout(drain_limit, connections.shutdown()).await.is_err() {
-            tracing::warn!("stopped with requests under way");
+        ending.closing.cancel();
+        let left = drain_limit.saturating_sub(LINGER.min(drain_limit / 2));
+        if tokio::time::timeout(left, connections.wait()).await.is_err() {
+            tracing::warn!("stopped with {} connections open", connections.len());
         }
+    }
+}
+
+/// Listens with buffers of a set size, which connections inherit.
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted server takes its port again at once.
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+/// The limits of both versions of HTTP. Of the rest h2's own are right: it ends a connection on a flood of resets or of
+/// CONTINUATION frames.
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // It would count the time between requests too; `connection.rs` has both limits.
+        .header_read_timeout(None)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_LIMIT)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    builder
+}
+
+/// One request's answer: the handler's, unless HTTP itself forbids to ask it, or it panics.
+async fn answer<H, F, B>(
+    request: Request<Incoming>,
+    handler: H,
+    life: Life,
+    draining: CancellationToken,
+) -> Response<Answered<Either<B, Full<Bytes>>>>
+where
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>>,
+{
+    let is_http2 = request.version() == Version::HTTP_2;
+    let exchange = life.exchange(is_http2, request.method() == Method::POST);
+    let mut response = match refusal(&request) {
+        Some((status, why)) => plain(status, why).map(Either::Right),
+        None => {
+            let handling = AssertUnwindSafe(async move { handler(request).await });
+            match handling.catch_unwind().await {
+                Ok(response) => response.map(Either::Left),
+                Err(panic) => {
+                    let why = panic.downcast_ref::<String>().map(String::as_str);
+                    let why = why.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it does not say why");
+                    tracing::error!("a request's handler panicked, which is a defect of cdnwarm: {why}");
+                    plain(StatusCode::INTERNAL_SERVER_ERROR, "a defect of this server").map(Either::Right)
+                }
+            }
+        }
+    };
+    if is_http2 {
+        // There it says GOAWAY.
+        response.headers_mut().remove(CONNECTION);
+    } else if draining.is_cancelled() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let status = response.status();
+    response.map(|body| exchange.answered(status, body))
+}
+
+/// What HTTP/1.1 wants refused and hyper lets pass, with the status and the reason.
+fn refusal<B>(request: &Request<B>) -> Option<(StatusCode, &'static str)> {
+    let headers = request.headers();
+    if request.version() == Version::HTTP_11 && headers.get_all(HOST).iter().count() != 1 {
+        return Some((StatusCode::BAD_REQUEST, "one Host is wanted"));
+    }
+    // hyper takes any list that ends with chunked. Other codings are not undone here, and a list with chunked twice is
+    // one that two servers may read differently.
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && !(coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none())
+    {
+        return Some((StatusCode::BAD_REQUEST, "no transfer coding but chunked, once, is understood"));
+    }
+    let target_bytes = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    (target_bytes > MAX_TARGET_BYTES).then_some((StatusCode::URI_TOO_LONG, "the request target is too long"))
+}
+
+/// An answer after which nothing more is read from the connection.
+fn plain(status: StatusCode, why: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use hyper_util::client::legacy::Client;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Where a handler that panics on `/panic`, and says `fine` else, listens.
+    async fn panicking() -> (SocketAddr, tokio_util::sync::DropGuard) {
+        let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let (addr, stop) = (server.addr(), CancellationToken::new());
+        let handler = |request: Request<Incoming>| async move {
+            assert_ne!(request.uri().path(), "/panic", "as asked");
+            Response::new(Full::new(Bytes::from_static(b"fine")))
+        };
+        tokio::spawn(server.run(handler, stop.clone(), Duration::from_secs(1)));
+        (addr, stop.drop_guard())
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_and_the_connections_other_requests_too() {
+        let (addr, _stop) = panicking().await;
+        for h2 in [false, true] {
+            let client = Client::builder(TokioExecutor::new()).http2_only(h2).build_http();
+            let ask = async |path: &str| {
+                let uri = format!("http://{addr}{path}");
+                let request = Request::builder().uri(uri).body(Full::<Bytes>::default()).unwrap();
+                let answer = client.request(request).await.unwrap();
+                (answer.status().as_u16(), answer.into_body().collect().await.unwrap().to_bytes())
+            };
+            let (one, other) = tokio::join!(ask("/panic"), ask("/"));
+            assert_eq!((one.0, other.0, &other.1[..]), (500, 200, &b"fine"[..]));
+            assert!(!one.1.windows(8).any(|text| text == b"as asked"), "what it says is for the log");
+            assert_eq!(ask("/").await.0, 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_stop_each_connection_hears_that_its_answer_was_the_last() {
+        let (addr, stop) = panicking().await;
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        let mut ask = async || {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut answer = vec![0; 1024];
+            let mut length = 0;
+            while !answer[..length].ends_with(b"fine") {
+                let read = client.read(&mut answer[length..]).await.unwrap();
+                assert_ne!(read, 0, "an answer is whole");
+                length += read;
+            }
+            String::from_utf8_lossy(&answer[..length]).to_lowercase()
+        };
+        assert!(!ask().await.contains("connection: close"));
+        drop(stop);
+        assert!(ask().await.contains("connection: close"));
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     }
 }

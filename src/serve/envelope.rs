@@ -40,6 +40,10 @@ pub(crate) enum NotAPush {
     ByteOrderMark,
     /// A bare URL: the subscription sends what it unwrapped.
     Unwrapped,
+    /// A wrapped push where unwrapped ones are expected.
+    Wrapped,
+    /// An unwrapped push's attribute, by its name.
+    HeaderNotUtf8(String),
     /// Holds a syntax error, with its line and column, never one that quotes a value.
     NotJson(serde_json::Error),
     NotAnObject,
@@ -245,12 +249,21 @@ fn not_an_object(text: &str, error: serde_json::Error) -> NotAPush {
 
 impl fmt::Display for NotAPush {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a push envelope: ")?;
         match self {
+            Self::Wrapped => {
+                return f.write_str("not an unwrapped push: it is wrapped; use --payload wrapped");
+            }
+            Self::HeaderNotUtf8(name) => {
+                return write!(f, "not an unwrapped push: header {name} is not UTF-8");
+            }
+            _ => f.write_str("not a push envelope: ")?,
+        }
+        match self {
+            Self::Wrapped | Self::HeaderNotUtf8(_) => Ok(()),
             Self::NotUtf8(at) => write!(f, "the body is not UTF-8 from byte {at} on"),
             Self::ByteOrderMark => f.write_str("the body starts with a byte-order mark"),
             Self::Unwrapped => {
-                f.write_str("the body is a bare URL; switch payload unwrapping off for the subscription")
+                f.write_str("the body is a bare URL; use --payload unwrapped, or switch unwrapping off")
             }
             Self::NotJson(error) => write!(f, "the body is not JSON: {error}"),
             Self::NotAnObject => f.write_str("the body is not a JSON object"),

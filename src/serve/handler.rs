@@ -6,36 +6,31 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::auth::{Auth, Reason, Refusal};
+use super::body::{Bodies, MAX_BODY_BYTES, Unread, discard};
 use super::envelope::{self, Push};
 use super::pack::{self, Line};
-use super::{Answers, Malformed};
+use super::{Answers, Malformed, Payload, unwrapped};
 use crate::outcome::{Outcome, Source};
 use crate::request::{NotARequest, WarmRequest};
 use crate::telemetry::logs::log_outcome;
 use crate::warm::Warmer;
 
-/// Pub/Sub's largest push that holds one URL is about 150 KiB; 100 attributes at their limits are most of it. The 128 KiB
-/// of URLs that `bridge` packs add 175 KiB.
-const MAX_BODY_BYTES: usize = 1 << 20;
-
 /// URLs of one pack that are warmed at once. The edge next door sees as many connections as from a browser or two; at
 /// 50 ms a URL a full pack of 1,600 is over in 10 s, well inside an ack deadline. Pub/Sub brings more pushes at once.
 const PACK_CONCURRENCY: usize = 8;
 
-/// How long a body may take; it holds a place among the pushes in flight.
-const BODY_LIMIT: Duration = Duration::from_secs(10);
-
-/// How much of a body is still read once the answer is clear, and for how long.
-const LINGER_BYTES: usize = 4 << 20;
-const LINGER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a push may go on once the server stops: a second and a half before it has to be gone, so that the answer
+/// gets out.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
 
 type Answer = Response<Full<Bytes>>;
 
@@ -45,6 +40,7 @@ pub(super) struct Handler {
     auth: Auth,
     warmer: Warmer,
     answers: Answers,
+    bodies: Bodies,
     in_flight: Arc<Semaphore>,
     /// Who takes outcomes instead of the log.
     outcomes: Option<mpsc::Sender<Outcome>>,
@@ -60,14 +56,23 @@ impl Handler {
         stop: CancellationToken,
     ) -> Self {
         let in_flight = Arc::new(Semaphore::new(answers.max_in_flight as usize));
-        Self { auth, warmer, answers, in_flight, outcomes, stop }
+        Self { auth, warmer, answers, bodies: Bodies::default(), in_flight, outcomes, stop }
     }
 
     /// The answer to any request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let answer = match (head.uri.path(), &head.method) {
-            ("/", &Method::POST) => return self.push(&head.headers, body).await,
+            ("/", &Method::POST) => {
+                return tokio::select! {
+                    biased;
+                    answer = self.push(&head, body) => answer,
+                    () = self.last_moment() => {
+                        tracing::warn!("a push was not warm when the time to stop was over; answered 503");
+                        closing(say(StatusCode::SERVICE_UNAVAILABLE, "stopped before it was warm"))
+                    }
+                };
+            }
             ("/", _) => {
                 let text = "this is a Pub/Sub push endpoint: POST a push message here";
                 with_header(say(StatusCode::METHOD_NOT_ALLOWED, text), header::ALLOW, "POST")
@@ -89,41 +94,53 @@ impl Handler {
                 "POST / takes pushes; GET /health and /ready tell how this server is",
             ),
         };
-        before_body(body, answer)
+        before_body(&head, body, answer)
     }
 
     /// A push: who sent it, take it in, read it, warm, answer. Each step may end it.
-    async fn push(&self, headers: &HeaderMap, mut incoming: Incoming) -> Answer {
-        // 1. Whoever is not believed gets nothing done, and no place either: waiting for keys takes none from others.
+    async fn push(&self, head: &Parts, mut incoming: Incoming) -> Answer {
+        // 1. What cannot be taken now is answered at once; whoever is not believed gets nothing done.
         if self.stop.is_cancelled() {
-            return before_body(incoming, closing(say(StatusCode::SERVICE_UNAVAILABLE, "draining")));
+            return closing(say(StatusCode::SERVICE_UNAVAILABLE, "draining"));
         }
-        if let Err(refusal) = self.auth.check(headers).await {
-            return before_body(incoming, refused(&refusal));
+        let too_many = || say(StatusCode::TOO_MANY_REQUESTS, "too many pushes in flight");
+        if self.in_flight.available_permits() == 0 {
+            return before_body(head, incoming, too_many());
+        }
+        if let Err(refusal) = self.auth.check(&head.headers).await {
+            return before_body(head, incoming, refused(&refusal));
         }
 
-        // 2. What cannot be taken now is answered at once; Pub/Sub sends it again.
-        let Ok(_place) = self.in_flight.try_acquire() else {
-            return before_body(incoming, say(StatusCode::TOO_MANY_REQUESTS, "too many pushes in flight"));
-        };
-
-        // 3. The body, up to its limit.
-        if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
-            return self.too_large(incoming).await;
+        // 2. The body, up to its limits. One that stalls takes nobody's place yet.
+        if let Some(coding) = head.headers.get(header::CONTENT_ENCODING)
+            && !coding.as_bytes().eq_ignore_ascii_case(b"identity")
+        {
+            let text = "a push is not compressed";
+            let answer = say(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+            return closing(with_header(answer, header::ACCEPT_ENCODING, "identity"));
         }
-        let collected = Limited::new(&mut incoming, MAX_BODY_BYTES).collect();
-        let body = match tokio::time::timeout(BODY_LIMIT, collected).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return self.too_large(incoming).await,
-            Ok(Err(error)) => {
+        let body = match self.bodies.read(&mut incoming).await {
+            Ok(body) => body,
+            Err(Unread::TooLarge) => return self.too_large().await,
+            Err(Unread::NoRoom) => return before_body(head, incoming, too_many()),
+            Err(Unread::TooSlow) => {
+                return closing(say(StatusCode::REQUEST_TIMEOUT, "the body took too long"));
+            }
+            Err(Unread::Broken(error)) => {
                 tracing::debug!("push body: {error}");
                 return closing(say(StatusCode::BAD_REQUEST, "the body could not be read to its end"));
             }
-            Err(_) => return closing(say(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
         };
 
-        // 4. The envelope.
-        let push = match envelope::parse(&body) {
+        // 3. A place.
+        let Ok(_place) = self.in_flight.try_acquire() else { return too_many() };
+
+        // 4. The message.
+        let parsed = match self.answers.payload {
+            Payload::Wrapped => envelope::parse(&body.bytes),
+            Payload::Unwrapped => unwrapped::parse(&head.headers, &body.bytes),
+        };
+        let push = match parsed {
             Ok(push) => push,
             Err(error) => {
                 tracing::warn!("{error}");
@@ -140,6 +157,12 @@ impl Handler {
             Ok(curable) => say(status(curable, &push, &self.answers, Timestamp::now()), ""),
             Err(malformed) => say(StatusCode::BAD_REQUEST, &malformed.reason()),
         }
+    }
+
+    /// When a stop can wait no longer.
+    async fn last_moment(&self) {
+        self.stop.cancelled().await;
+        tokio::time::sleep(STOP_LIMIT).await;
     }
 
     /// Warms a push of one URL; true where a later delivery may go better.
@@ -216,15 +239,15 @@ impl Handler {
     }
 
     /// No message that holds a URL is this large.
-    async fn too_large(&self, body: Incoming) -> Answer {
+    async fn too_large(&self) -> Answer {
         let reason = format!("malformed data: a push of more than {MAX_BODY_BYTES} bytes");
         if self.answers.malformed == Malformed::Nack {
             tracing::warn!("{reason}; answered 413 (--malformed ack drops such messages)");
-            return before_body(body, closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason)));
+            return closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason));
         }
         let outcome = self.warmer.refused(reason, String::new(), Source::default()).await;
         self.report(outcome).await;
-        before_body(body, closing(say(StatusCode::NO_CONTENT, "")))
+        closing(say(StatusCode::NO_CONTENT, ""))
     }
 
     /// Tells the outcome; true where a later delivery may go better.
@@ -239,28 +262,16 @@ impl Handler {
     }
 }
 
-/// An answer that goes out before the body was read. What is left of the body is read beside it for a moment: a
-/// connection that is closed on unread data is reset, and the client may lose the answer, or its next request, with it
-/// (RFC 9112, section 9.6).
-fn before_body(body: Incoming, answer: Answer) -> Answer {
+/// An answer that goes out before the body was read. What is left of it is read beside, for a moment, so that the
+/// connection can be used again; unless the client waits to be asked for it, and then may go on with something else.
+fn before_body(head: &Parts, body: Incoming, answer: Answer) -> Answer {
+    if head.headers.contains_key(header::EXPECT) {
+        return closing(answer);
+    }
     if !body.is_end_stream() {
-        tokio::spawn(linger(body));
+        tokio::spawn(discard(body));
     }
     answer
-}
-
-async fn linger(mut body: Incoming) {
-    let reading = async {
-        let mut left = LINGER_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // Past it the client has had its chance.
-    let _ = tokio::time::timeout(LINGER_LIMIT, reading).await;
 }
 
 /// 503 where a later delivery may go better and there are some left, 204 for all else: never 202, which Google's
@@ -319,7 +330,7 @@ fn with_header(mut answer: Answer, name: header::HeaderName, value: &'static str
     answer
 }
 
-/// What is left of the request will not be read, so the connection cannot be used again.
+/// Nothing more of the request is read, so the connection cannot be used again.
 fn closing(answer: Answer) -> Answer {
     with_header(answer, header::CONNECTION, "close")
 }
@@ -335,6 +346,7 @@ mod tests {
             max_delivery_attempts: 5,
             retry_for: 600,
             max_in_flight: 1,
+            payload: Payload::Wrapped,
         };
         let push = Push {
             delivery_attempt,

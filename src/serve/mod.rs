@@ -1,11 +1,13 @@
 //! `cdnwarm serve`: one region's push endpoint. A push becomes a GET through the edge next door, a verdict, an answer.
 //!
-//! A push's way: `http::server` -> [`handler`] -> [`auth`] -> [`envelope`] (-> [`pack`]) -> `WarmRequest::parse` -> `warm::Warmer` -> status.
+//! A push's way: `http::server` -> [`handler`] -> [`auth`] -> [`body`] -> [`envelope`], or [`unwrapped`] (-> [`pack`]) -> `WarmRequest::parse` -> `warm::Warmer` -> status.
 
 mod auth;
+mod body;
 mod envelope;
 mod handler;
 mod pack;
+mod unwrapped;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -58,6 +60,7 @@ impl Args {
                 max_delivery_attempts: 5,
                 retry_for: 600,
                 max_in_flight: 1000,
+                payload: Payload::Wrapped,
             },
             warm: WarmArgs::for_demo(region, edge),
         }
@@ -83,6 +86,19 @@ pub(crate) struct Answers {
     #[arg(long, value_name = "COUNT", default_value_t = 1000, env = "CDNWARM_MAX_IN_FLIGHT",
           value_parser = clap::value_parser!(u32).range(1..))]
     max_in_flight: u32,
+
+    /// How the subscription pushes: wrapped in JSON, or unwrapped, with write-metadata on, its message as the body alone
+    #[arg(long, value_enum, default_value_t = Payload::Wrapped, env = "CDNWARM_PAYLOAD")]
+    payload: Payload,
+}
+
+/// How a message travels in a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Payload {
+    /// A JSON object with the message in it, which is Pub/Sub's default.
+    Wrapped,
+    /// Data is the body, attributes are headers.
+    Unwrapped,
 }
 
 /// What becomes of data that is no URL.
@@ -151,6 +167,10 @@ impl Serve {
 /// # Errors
 /// As for binding.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    // A connection for each push, and one for each GET: more than the common soft limit of 1,024 files.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("raising the limit of open files: {error}");
+    }
     let serve = Serve::bind(args, None, stop.clone()).await?;
     let addr = serve.addr();
     tracing::info!(addr = %addr, "listening on {addr}");

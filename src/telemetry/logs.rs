@@ -88,7 +88,12 @@ fn install<W: for<'w> MakeWriter<'w> + Send + Sync + 'static>(
     ansi: bool,
     writer: W,
 ) {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(writer);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(writer)
+        // A line that cannot be written is lost. Saying so on stderr panics where whoever read both streams is gone.
+        .log_internal_errors(false);
     // A second call, as in tests that run roles in one process, keeps the first subscriber.
     let _ = if json {
         builder.event_format(CloudLogging).try_init()

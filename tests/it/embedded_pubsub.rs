@@ -175,8 +175,10 @@ impl Endpoint {
                     let (sender, answer, count) = (sender.clone(), Arc::clone(&answer), Arc::clone(&count));
                     async move {
                         let (head, body) = request.into_parts();
-                        let body: Value =
-                            serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+                        let body = body.collect().await.unwrap().to_bytes();
+                        // An unwrapped push is plain text.
+                        let body: Value = serde_json::from_slice(&body)
+                            .unwrap_or_else(|_| String::from_utf8_lossy(&body).into());
                         let status = answer(count.fetch_add(1, Ordering::SeqCst), &body);
                         let _ = sender.send(Push { at: Instant::now(), head, body }).await;
                         if status == 0 {
@@ -372,14 +374,24 @@ async fn administration_answers_as_production_does() {
     let no_topic = server.subscribe("none", |request| request.topic = format!("{PROJECT}/topics/none")).await;
     assert_eq!(no_topic.unwrap_err().message(), "Resource not found (resource=none).");
     for (id, change) in [
-        (
-            "dead",
-            (|request| request.dead_letter_policy = Some(Default::default())) as fn(&mut pb::Subscription),
-        ),
-        ("ordered", |request| request.enable_message_ordering = true),
+        ("ordered", (|request| request.enable_message_ordering = true) as fn(&mut pb::Subscription)),
         ("once", |request| request.enable_exactly_once_delivery = true),
     ] {
         assert_eq!(server.subscribe(id, change).await.unwrap_err().code(), Code::Unimplemented, "{id}");
+    }
+    let dead_letters = |topic: &str, max_delivery_attempts| {
+        let dead_letter_topic = format!("{PROJECT}/topics/{topic}");
+        Some(pb::DeadLetterPolicy { dead_letter_topic, max_delivery_attempts })
+    };
+    for (topic, attempts, code) in [
+        ("none", 5, Code::NotFound),
+        ("urls", 4, Code::InvalidArgument),
+        ("urls", 101, Code::InvalidArgument),
+    ] {
+        let policy = dead_letters(topic, attempts);
+        let error =
+            server.subscribe("dead", |request| request.dead_letter_policy = policy).await.unwrap_err();
+        assert_eq!(error.code(), code, "{topic} {attempts}");
     }
     let https = server.subscribe("tls", |request| {
         request.push_config =
@@ -506,6 +518,104 @@ async fn a_push_is_wrapped_and_a_204_acknowledges_it() {
         ids[0],
         "the first one is not pushed again"
     );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_unwrapped_push_is_the_data_alone_with_metadata_and_attributes_as_headers() {
+    let mut server = Server::start().await;
+    let (mut plain, mut telling) = (Endpoint::start(|_, _| 204).await, Endpoint::start(|_, _| 204).await);
+    for (id, endpoint, write_metadata) in [("plain", &plain, false), ("telling", &telling, true)] {
+        let push_config = pb::PushConfig {
+            push_endpoint: format!("http://{}/", endpoint.addr),
+            wrapper: Some(pb::push_config::Wrapper::NoWrapper(pb::push_config::NoWrapper { write_metadata })),
+            ..Default::default()
+        };
+        server.subscribe(id, |request| request.push_config = Some(push_config)).await.unwrap();
+    }
+    let attributes = [
+        ("warm-regions", "eu"),
+        ("kafka-key", "ü"),
+        ("Host", "evil"),
+        ("no name", "x"),
+        ("broken", "a\r\nb: c"),
+    ];
+    let published = pb::PubsubMessage {
+        ordering_key: "k".to_owned(),
+        ..with_attributes("http://a.example/", &attributes)
+    };
+    let ids = server.publish(vec![published]).await.unwrap();
+
+    let Push { head, body, .. } = plain.push().await;
+    assert_eq!(body, "http://a.example/");
+    assert_eq!(head.headers["content-type"], "application/x-www-form-urlencoded");
+    assert!(!head.headers.keys().any(|name| name.as_str().starts_with("x-goog") || name == "warm-regions"));
+
+    let Push { head, body, .. } = telling.push().await;
+    assert_eq!(body, "http://a.example/");
+    let header = |name: &str| String::from_utf8_lossy(head.headers[name].as_bytes()).into_owned();
+    assert_eq!(header("x-goog-pubsub-message-id"), ids[0]);
+    assert_eq!(header("x-goog-pubsub-subscription-name"), "projects/test/subscriptions/telling");
+    assert_eq!(header("x-goog-pubsub-ordering-key"), "k");
+    assert!(header("x-goog-pubsub-publish-time").ends_with('Z'));
+    assert_eq!((header("warm-regions"), header("kafka-key")), ("eu".to_owned(), "ü".to_owned()));
+    assert_eq!(header("host"), telling.addr.to_string(), "no attribute steers the request");
+    assert!(!head.headers.contains_key("broken") && !head.headers.contains_key("b"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_fails_as_often_as_may_be_goes_to_the_dead_letter_topic() {
+    let mut server = Server::start().await;
+    let dead = format!("{PROJECT}/topics/dead");
+    server.publisher.create_topic(pb::Topic { name: dead.clone(), ..Default::default() }).await.unwrap();
+    let morgue = server.subscribe("morgue", |request| request.topic = dead.clone()).await.unwrap();
+    let policy = Some(pb::DeadLetterPolicy { dead_letter_topic: dead.clone(), max_delivery_attempts: 5 });
+
+    let mut endpoint =
+        Endpoint::start(|_, body| if body["message"]["data"] == "YmFk" { 400 } else { 204 }).await;
+    let push_endpoint = format!("http://{}/", endpoint.addr);
+    let push_config = Some(pb::PushConfig { push_endpoint, ..Default::default() });
+    server
+        .subscribe("push", |request| {
+            (request.push_config, request.dead_letter_policy) = (push_config, policy.clone());
+        })
+        .await
+        .unwrap();
+    server.publish(vec![with_attributes("bad", &[("k", "v")]), message("good")]).await.unwrap();
+    let mut attempts = Vec::new();
+    while attempts.len() < 5 {
+        let body = endpoint.push().await.body;
+        if body["message"]["data"] == "YmFk" {
+            attempts.push(body["deliveryAttempt"].as_u64().unwrap());
+        } else {
+            assert_eq!(body["deliveryAttempt"], 1);
+        }
+    }
+    assert_eq!(attempts, [1, 2, 3, 4, 5]);
+    let received = server.pull(&morgue, 10).await.unwrap();
+    assert_eq!(texts(&received), ["bad"]);
+    let attributes = &received[0].message.as_ref().unwrap().attributes;
+    for (name, value) in [
+        ("k", "v"),
+        ("CloudPubSubDeadLetterSourceDeliveryCount", "5"),
+        ("CloudPubSubDeadLetterSourceSubscription", "push"),
+        ("CloudPubSubDeadLetterSourceSubscriptionProject", "test"),
+    ] {
+        assert_eq!(attributes[name], value);
+    }
+    assert!(attributes["CloudPubSubDeadLetterSourceTopicPublishTime"].ends_with("+00:00"));
+
+    // The same by pulling, where each delivery tells its number.
+    let pulled = server.subscribe("pull", |request| request.dead_letter_policy = policy).await.unwrap();
+    server.publish(vec![message("again")]).await.unwrap();
+    for attempt in 1..=5 {
+        let received = server.pull(&pulled, 1).await.unwrap();
+        assert_eq!(received[0].delivery_attempt, attempt);
+        server.modify(&pulled, &received[0].ack_id, 0).await.unwrap();
+    }
+    assert_eq!(texts(&server.pull(&morgue, 10).await.unwrap()), ["again"]);
+    assert!(server.pull_within(&pulled, 1, true).await.unwrap().is_empty());
     server.stop().await;
 }
 
@@ -644,7 +754,8 @@ async fn rest_does_what_grpc_does_on_the_same_port() {
         ("PUT", "/v1/projects/test/topics/a", "", 400),
         ("POST", "/v1/projects/test/topics/urls:publish", "{", 400),
         ("POST", "/v1/projects/test/topics/urls:publish", r#"{"messages":[{"data":"?"}]}"#, 400),
-        ("PUT", sub, r#"{"topic":"projects/test/topics/urls","deadLetterPolicy":{}}"#, 501),
+        ("PUT", sub, r#"{"topic":"projects/test/topics/urls","deadLetterPolicy":{}}"#, 400),
+        ("PUT", sub, r#"{"topic":"projects/test/topics/urls","enableMessageOrdering":true}"#, 501),
     ] {
         let (status, answer) = rest(method, path, body).await;
         assert_eq!(

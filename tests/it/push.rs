@@ -522,27 +522,6 @@ async fn more_pushes_than_the_cap_are_answered_at_once() {
 }
 
 #[tokio::test]
-async fn a_body_that_stalls_gives_its_place_back() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let origin = plain_origin(|_| cacheable()).await;
-    let served = Served::before(&origin, &["--max-in-flight", "1"]).await;
-    let addr = served.url.trim_start_matches("http://").trim_end_matches('/');
-    let mut stalled = tokio::net::TcpStream::connect(addr).await.unwrap();
-    let head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n";
-    stalled.write_all(head).await.unwrap();
-    // It says so when it starts to read the body, and has the place.
-    let mut go_on = [0; 25];
-    stalled.read_exact(&mut go_on).await.unwrap();
-    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
-    stalled.write_all(b"{").await.unwrap();
-    assert_eq!(served.push_url("http://example.com/a").await, 429);
-    let mut answer = String::new();
-    stalled.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert_eq!(served.push_url("http://example.com/b").await, 204);
-}
-
-#[tokio::test]
 async fn a_redirect_is_told_without_its_credentials() {
     let origin = plain_origin(|_| {
         let target = "https://alice:hunter2@b.example.com/x?X-Amz-Signature=c0ffee&part=1";

@@ -25,6 +25,10 @@ const DELIVERY_BYTES: usize = 2 * 1024 * 1024;
 pub(super) struct Backlog {
     retention: Duration,
     retry: Option<Retry>,
+    /// How often a message is delivered before it is a dead letter, where there is such a policy.
+    max_attempts: Option<u32>,
+    /// Dead letters that nobody has taken yet.
+    dead: Vec<u64>,
     /// By sequence number, so the oldest comes first.
     entries: BTreeMap<u64, Entry>,
     /// What may be delivered now. May name entries that were acknowledged meanwhile; they are skipped.
@@ -84,6 +88,8 @@ enum State {
     BackingOff(Instant),
     /// Ends at the instant; the lease counts against its consumer as long as it lives.
     Leased(Instant, #[expect(dead_code, reason = "held for its Drop")] Lease),
+    /// Delivered as often as may be.
+    Dead,
 }
 
 #[derive(Debug, Default)]
@@ -99,10 +105,12 @@ struct Lease {
 }
 
 impl Backlog {
-    pub(super) fn new(retention: Duration, retry: Option<Retry>) -> Self {
+    pub(super) fn new(retention: Duration, retry: Option<Retry>, max_attempts: Option<u32>) -> Self {
         Self {
             retention,
             retry,
+            max_attempts,
+            dead: Vec::new(),
             entries: BTreeMap::new(),
             ready: VecDeque::new(),
             due: BTreeSet::new(),
@@ -180,6 +188,25 @@ impl Backlog {
         }
     }
 
+    /// Takes the dead letters; each is to be acknowledged, or revived.
+    pub(super) fn take_dead(&mut self, now: Instant) -> Vec<Delivery> {
+        self.advance(now);
+        let taken = std::mem::take(&mut self.dead).into_iter();
+        let delivery = |sequence| {
+            let entry = self.entries.get(&sequence)?;
+            let id = DeliveryId { sequence, attempt: entry.attempts };
+            Some(Delivery { id, message: Arc::clone(&entry.message) })
+        };
+        taken.filter_map(delivery).collect()
+    }
+
+    /// Delivers a dead letter once more, unless it was acknowledged after all.
+    pub(super) fn revive(&mut self, id: DeliveryId, now: Instant) {
+        if self.entries.get(&id.sequence).is_some_and(|entry| matches!(entry.state, State::Dead)) {
+            self.deliver_again(id.sequence, now);
+        }
+    }
+
     /// When the next lease or back-off ends by itself.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
@@ -204,9 +231,20 @@ impl Backlog {
         }
     }
 
-    /// Makes a message that was leased ready again, at once or after the retry policy's back-off. It goes behind
-    /// what is ready already, so that one that always fails does not keep the others from their turn.
+    /// What becomes of a message that was leased: it is delivered again, or it is a dead letter.
     fn give_back(&mut self, sequence: u64, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&sequence) else { return };
+        if self.max_attempts.is_some_and(|max| entry.attempts >= max) {
+            entry.state = State::Dead;
+            self.dead.push(sequence);
+        } else {
+            self.deliver_again(sequence, now);
+        }
+    }
+
+    /// Makes a message ready again, at once or after the retry policy's back-off. It goes behind what is ready already,
+    /// so that one that always fails does not keep the others from their turn.
+    fn deliver_again(&mut self, sequence: u64, now: Instant) {
         let Some(entry) = self.entries.get_mut(&sequence) else { return };
         match self.retry.map(|retry| retry.after(entry.attempts)).filter(|delay| !delay.is_zero()) {
             Some(delay) => {
@@ -280,7 +318,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn backlog(retry: Option<Retry>, messages: usize, now: Instant) -> Backlog {
-        let mut backlog = Backlog::new(Duration::from_secs(600), retry);
+        let mut backlog = Backlog::new(Duration::from_secs(600), retry, None);
         for number in 0..messages {
             let message = PubsubMessage { message_id: number.to_string(), ..PubsubMessage::default() };
             backlog.add(Arc::new(message), now);
@@ -362,9 +400,34 @@ mod tests {
     }
 
     #[test]
+    fn a_message_is_dead_after_its_last_attempt_however_it_fails() {
+        let now = Instant::now();
+        let mut backlog = backlog(None, 3, now);
+        backlog.max_attempts = Some(2);
+        let one = consumer(3);
+        let first = backlog.lease(&one, now);
+        first.iter().for_each(|delivery| backlog.modify_deadline(delivery.id, Duration::ZERO, now));
+        assert!(backlog.take_dead(now).is_empty());
+        let second = backlog.lease(&one, now);
+        backlog.modify_deadline(second[0].id, Duration::ZERO, now);
+        assert_eq!(ids(&backlog.take_dead(now)), ["0"]);
+        let dead = backlog.take_dead(now + DEADLINE);
+        assert_eq!((ids(&dead), dead[0].id.attempt), (vec!["1", "2"], 2), "their deadlines passed");
+        assert!(backlog.lease(&one, now + DEADLINE).is_empty());
+        backlog.acknowledge(second[0].id);
+        backlog.acknowledge(dead[0].id);
+        backlog.revive(dead[0].id, now + DEADLINE);
+        backlog.revive(dead[1].id, now + DEADLINE);
+        let third = backlog.lease(&one, now + DEADLINE);
+        assert_eq!((ids(&third), third[0].id.attempt), (vec!["2"], 3));
+        backlog.modify_deadline(third[0].id, Duration::ZERO, now + DEADLINE);
+        assert_eq!(ids(&backlog.take_dead(now + DEADLINE)), ["2"], "and once more");
+    }
+
+    #[test]
     fn bytes_are_bounded_for_the_backlog_a_consumer_and_a_delivery() {
         let now = Instant::now();
-        let mut backlog = Backlog::new(Duration::from_secs(600), None);
+        let mut backlog = Backlog::new(Duration::from_secs(600), None, None);
         for _ in 0..3 {
             let data = vec![0; DELIVERY_BYTES - OVERHEAD_BYTES].into();
             backlog.add(Arc::new(PubsubMessage { data, ..PubsubMessage::default() }), now);

@@ -15,8 +15,8 @@ use tonic::Status;
 use super::backlog::{Consumer, LIMIT_BYTES, size_bytes};
 use super::checks::{self, already_exists, not_found};
 use super::oidc::{Bearer, Signer};
-use super::push;
 use super::subscription::Subscription;
+use super::{dead_letter, push};
 
 /// The most topics, and the most subscriptions, that are kept.
 const MAX_RESOURCES: usize = 1_000;
@@ -30,12 +30,12 @@ const PULL_WAIT: Duration = Duration::from_secs(20);
 /// The state behind every connection.
 #[derive(Debug)]
 pub(super) struct Broker {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     push_client: push::Client,
     /// Made when it is first needed.
     signer: OnceLock<Arc<Signer>>,
-    /// One task for each push subscription.
-    pub(super) pushes: TaskTracker,
+    /// A task for each push subscription, and one for each with a dead letter policy.
+    pub(super) tasks: TaskTracker,
     /// Ends pulls, streams and pushes.
     pub(super) closing: CancellationToken,
 }
@@ -57,10 +57,10 @@ struct Topic {
 impl Broker {
     pub(super) fn new() -> Self {
         Self {
-            state: Mutex::default(),
+            state: Arc::default(),
             push_client: push::client(),
             signer: OnceLock::new(),
-            pushes: TaskTracker::new(),
+            tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }
     }
@@ -119,27 +119,7 @@ impl Broker {
     /// Publishes to all subscriptions of a topic, or where one of them is full to none.
     pub(super) fn publish(&self, request: pb::PublishRequest) -> Result<pb::PublishResponse, Status> {
         checks::publish(&request)?;
-        let (subscriptions, first_id) = {
-            let mut state = self.state();
-            let topic = state.topics.get(&request.topic).ok_or_else(|| not_found(&request.topic))?;
-            let subscriptions: Vec<_> = topic.subscriptions.values().cloned().collect();
-            let first_id = state.last_message_id + 1;
-            state.last_message_id += request.messages.len() as u64;
-            (subscriptions, first_id)
-        };
-        let publish_time = Some(SystemTime::now().into());
-        let messages: Vec<_> = (first_id..)
-            .zip(request.messages)
-            .map(|(id, message)| {
-                // A copy of its own: what was decoded shares one buffer with the whole request, and the last message
-                // to be acknowledged would keep all of it.
-                let data = Bytes::copy_from_slice(&message.data);
-                Arc::new(pb::PubsubMessage { data, message_id: id.to_string(), publish_time, ..message })
-            })
-            .collect();
-        deliver(&subscriptions, &messages)?;
-        let message_ids = messages.iter().map(|message| message.message_id.clone()).collect();
-        Ok(pb::PublishResponse { message_ids })
+        publish(&self.state, request)
     }
 
     /// Creates a subscription and, where it has an endpoint, starts to push.
@@ -153,6 +133,11 @@ impl Broker {
             return Err(already_exists(&resource.name));
         }
         has_room(state.subscriptions.len(), "subscriptions")?;
+        if let Some(policy) = &resource.dead_letter_policy
+            && !state.topics.contains_key(&policy.dead_letter_topic)
+        {
+            return Err(not_found(&policy.dead_letter_topic));
+        }
         let number = state.last_subscription + 1;
         let topic = state.topics.get_mut(&resource.topic).ok_or_else(|| not_found(&resource.topic))?;
         let subscription = Arc::new(Subscription::new(resource.clone(), number)?);
@@ -160,12 +145,17 @@ impl Broker {
         state.subscriptions.insert(resource.name.clone(), Arc::clone(&subscription));
         state.last_subscription = number;
         drop(state);
+        if let Some(policy) = resource.dead_letter_policy.clone() {
+            let (state, closing) = (Arc::clone(&self.state), self.closing.clone());
+            let publish = move |request| publish(&state, request);
+            self.tasks.spawn(dead_letter::run(Arc::clone(&subscription), policy, publish, closing));
+        }
         if let Some(endpoint) = subscription.push_endpoint().and_then(|endpoint| endpoint.parse().ok()) {
             let (client, closing) = (self.push_client.clone(), self.closing.clone());
             let bearer = subscription
                 .oidc_token()
                 .map(|(account, audience)| Bearer::new(Arc::clone(self.signer()), account, audience));
-            self.pushes.spawn(push::run(subscription, endpoint, bearer, client, closing));
+            self.tasks.spawn(push::run(subscription, endpoint, bearer, client, closing));
         }
         Ok(resource)
     }
@@ -261,9 +251,38 @@ impl Broker {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No method panics between two changes that belong together.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // No method panics between two changes that belong together.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Publishes what is checked already.
+fn publish(state: &Mutex<State>, request: pb::PublishRequest) -> Result<pb::PublishResponse, Status> {
+    let (subscriptions, first_id) = {
+        let mut state = lock(state);
+        let topic = state.topics.get(&request.topic).ok_or_else(|| not_found(&request.topic))?;
+        let subscriptions: Vec<_> = topic.subscriptions.values().cloned().collect();
+        let first_id = state.last_message_id + 1;
+        state.last_message_id += request.messages.len() as u64;
+        (subscriptions, first_id)
+    };
+    let publish_time = Some(SystemTime::now().into());
+    let messages: Vec<_> = (first_id..)
+        .zip(request.messages)
+        .map(|(id, message)| {
+            // A copy of its own: what was decoded shares one buffer with the whole request, and the last message
+            // to be acknowledged would keep all of it.
+            let data = Bytes::copy_from_slice(&message.data);
+            Arc::new(pb::PubsubMessage { data, message_id: id.to_string(), publish_time, ..message })
+        })
+        .collect();
+    deliver(&subscriptions, &messages)?;
+    let message_ids = messages.iter().map(|message| message.message_id.clone()).collect();
+    Ok(pb::PublishResponse { message_ids })
 }
 
 /// What pulls and streams are told when the server stops: a code that clients try again on.

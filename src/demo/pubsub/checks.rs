@@ -123,7 +123,6 @@ pub(super) fn topic(mut topic: pb::Topic) -> Result<pb::Topic, Status> {
 pub(super) fn subscription(mut subscription: pb::Subscription) -> Result<pb::Subscription, Status> {
     name(&subscription.name, "subscriptions")?;
     for (set, what) in [
-        (subscription.dead_letter_policy.is_some(), "dead_letter_policy"),
         (subscription.enable_message_ordering, "enable_message_ordering"),
         (subscription.enable_exactly_once_delivery, "enable_exactly_once_delivery"),
         (subscription.retain_acked_messages, "retain_acked_messages"),
@@ -147,6 +146,7 @@ pub(super) fn subscription(mut subscription: pb::Subscription) -> Result<pb::Sub
     }
     retention(&subscription)?;
     subscription.retry_policy.as_ref().map(retry_policy).transpose()?;
+    subscription.dead_letter_policy.as_mut().map(dead_letter_policy).transpose()?;
     push_config(subscription.push_config.get_or_insert_default())?;
     let days = |days| prost_types::Duration { seconds: days * DAY_SECONDS, nanos: 0 };
     subscription.message_retention_duration.get_or_insert(days(7));
@@ -188,6 +188,21 @@ pub(super) fn retry_policy(policy: &pb::RetryPolicy) -> Result<(Duration, Durati
     Ok((minimum, maximum))
 }
 
+/// Checks a dead letter policy, but for whether its topic exists, and completes it.
+fn dead_letter_policy(policy: &mut pb::DeadLetterPolicy) -> Result<(), Status> {
+    name(&policy.dead_letter_topic, "topics")?;
+    match policy.max_delivery_attempts {
+        0 => policy.max_delivery_attempts = 5,
+        5..=100 => {}
+        attempts => {
+            return Err(Status::invalid_argument(format!(
+                "Invalid dead_letter_policy.max_delivery_attempts ({attempts}): 5 to 100 are allowed."
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// A new deadline of 0 to 600 seconds.
 pub(super) fn ack_deadline_extension(seconds: i32) -> Result<Duration, Status> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds <= MAX_SECONDS).map(Duration::from_secs).ok_or_else(
@@ -217,9 +232,6 @@ fn push_config(push: &pb::PushConfig) -> Result<(), Status> {
             "Invalid service account given (service_account_email={}).",
             token.service_account_email
         )));
-    }
-    if matches!(push.wrapper, Some(pb::push_config::Wrapper::NoWrapper(_))) {
-        return Err(unserved("PushConfig.no_wrapper"));
     }
     for (key, value) in &push.attributes {
         if key != "x-goog-version" || !matches!(value.as_str(), "v1" | "v1beta2") {
@@ -369,12 +381,21 @@ mod tests {
                 push.authentication_method = Some(AuthenticationMethod::OidcToken(token));
             })
         };
+        let dead_letters = |topic: &str, max_delivery_attempts| {
+            let dead_letter_topic = topic.to_owned();
+            let policy = pb::DeadLetterPolicy { dead_letter_topic, max_delivery_attempts };
+            created(|resource| resource.dead_letter_policy = Some(policy))
+        };
+        let defaulted = dead_letters("projects/p/topics/dead", 0).unwrap().dead_letter_policy.unwrap();
+        assert_eq!(defaulted.max_delivery_attempts, 5);
         for good in [
             signed("a@b"),
             endpoint(""),
             endpoint("http://127.0.0.1:1/push?token=x"),
             retry(0, 0),
             retry(600, 600),
+            dead_letters("projects/p/topics/dead", 5),
+            dead_letters("projects/p/topics/dead", 100),
         ] {
             good.unwrap();
         }
@@ -391,18 +412,16 @@ mod tests {
             endpoint("ftp://a/"),
             signed(""),
             endpoint(" "),
+            dead_letters("projects/p/topics/dead", 4),
+            dead_letters("projects/p/topics/dead", 101),
+            dead_letters("dead", 5),
+            dead_letters("", 0),
         ] {
             assert_eq!(bad.unwrap_err().code(), tonic::Code::InvalidArgument);
         }
-        let push = |push: pb::PushConfig| created(|resource| resource.push_config = Some(push));
         for unserved in [
-            created(|resource| resource.dead_letter_policy = Some(pb::DeadLetterPolicy::default())),
             created(|resource| resource.enable_message_ordering = true),
             created(|resource| resource.enable_exactly_once_delivery = true),
-            push(pb::PushConfig {
-                wrapper: Some(pb::push_config::Wrapper::NoWrapper(pb::push_config::NoWrapper::default())),
-                ..pb::PushConfig::default()
-            }),
         ] {
             assert_eq!(unserved.unwrap_err().code(), tonic::Code::Unimplemented);
         }

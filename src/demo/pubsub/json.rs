@@ -18,16 +18,23 @@ use super::checks;
 
 /// The body of a push of `message`. Both spellings of the id and of the time are there, as production sends them; an
 /// attempt is told only with a dead letter policy.
-pub(super) fn envelope(message: &pb::PubsubMessage, subscription: &str) -> Vec<u8> {
+pub(super) fn envelope(
+    message: &pb::PubsubMessage,
+    subscription: &str,
+    delivery_attempt: Option<u32>,
+) -> Vec<u8> {
     #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
     struct Envelope<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        delivery_attempt: Option<u32>,
         message: MessageOut<'a>,
         subscription: &'a str,
     }
     let mut message = MessageOut::from(message);
     message.message_id_again = Some(message.message_id);
     message.publish_time_again = message.publish_time.clone();
-    write(&Envelope { message, subscription })
+    write(&Envelope { delivery_attempt, message, subscription })
 }
 
 /// Any of this module's types as text.
@@ -86,9 +93,12 @@ pub(super) fn pull_response(response: &pb::PullResponse) -> Vec<u8> {
     struct Received<'a> {
         ack_id: &'a str,
         message: Option<MessageOut<'a>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        delivery_attempt: Option<i32>,
     }
     let received = response.received_messages.iter().map(|received| Received {
         ack_id: &received.ack_id,
+        delivery_attempt: Some(received.delivery_attempt).filter(|attempt| *attempt > 0),
         message: received.message.as_ref().map(MessageOut::from),
     });
     write(&Response { received_messages: received.collect() })
@@ -204,6 +214,8 @@ pub(super) struct Subscription {
     expiration_policy: Option<ExpirationPolicy>,
     #[serde(skip_serializing_if = "String::is_empty")]
     filter: String,
+    #[serde(alias = "dead_letter_policy", skip_serializing_if = "Option::is_none")]
+    dead_letter_policy: Option<DeadLetterPolicy>,
     #[serde(alias = "retry_policy", skip_serializing_if = "Option::is_none")]
     retry_policy: Option<RetryPolicy>,
     #[serde(skip_deserializing)]
@@ -222,8 +234,8 @@ struct PushConfig {
     attributes: HashMap<String, String>,
     #[serde(alias = "oidc_token", skip_serializing_if = "Option::is_none")]
     oidc_token: Option<OidcToken>,
-    #[serde(alias = "no_wrapper", skip_serializing)]
-    no_wrapper: Option<Value>,
+    #[serde(alias = "no_wrapper", skip_serializing_if = "Option::is_none")]
+    no_wrapper: Option<Unwrapped>,
     #[serde(alias = "pubsub_wrapper", rename = "pubsubWrapper", skip_serializing)]
     _pubsub_wrapper: Option<Value>,
 }
@@ -235,6 +247,22 @@ struct OidcToken {
     service_account_email: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     audience: String,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Unwrapped {
+    #[serde(alias = "write_metadata")]
+    write_metadata: bool,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct DeadLetterPolicy {
+    #[serde(alias = "dead_letter_topic")]
+    dead_letter_topic: String,
+    #[serde(alias = "max_delivery_attempts", deserialize_with = "int32")]
+    max_delivery_attempts: i32,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -267,6 +295,12 @@ impl From<pb::Subscription> for Subscription {
                 oidc_token: push.authentication_method.map(|AuthenticationMethod::OidcToken(token)| {
                     OidcToken { service_account_email: token.service_account_email, audience: token.audience }
                 }),
+                no_wrapper: match push.wrapper {
+                    Some(Wrapper::NoWrapper(NoWrapper { write_metadata, .. })) => {
+                        Some(Unwrapped { write_metadata })
+                    }
+                    Some(Wrapper::PubsubWrapper(_)) | None => None,
+                },
                 ..PushConfig::default()
             },
             ack_deadline_seconds: subscription.ack_deadline_seconds,
@@ -276,6 +310,10 @@ impl From<pb::Subscription> for Subscription {
                 .expiration_policy
                 .map(|policy| ExpirationPolicy { ttl: text(policy.ttl) }),
             filter: subscription.filter,
+            dead_letter_policy: subscription.dead_letter_policy.map(|policy| DeadLetterPolicy {
+                dead_letter_topic: policy.dead_letter_topic,
+                max_delivery_attempts: policy.max_delivery_attempts,
+            }),
             retry_policy: subscription.retry_policy.map(|policy| RetryPolicy {
                 minimum_backoff: text(policy.minimum_backoff),
                 maximum_backoff: text(policy.maximum_backoff),
@@ -310,14 +348,19 @@ impl Subscription {
                         audience,
                     })
                 }),
-                // It is not served, so that it is there is all that matters.
-                wrapper: push.no_wrapper.map(|_| Wrapper::NoWrapper(NoWrapper::default())),
+                wrapper: push
+                    .no_wrapper
+                    .map(|Unwrapped { write_metadata }| Wrapper::NoWrapper(NoWrapper { write_metadata })),
             }),
             ack_deadline_seconds: self.ack_deadline_seconds,
             message_retention_duration: duration(self.message_retention_duration)?,
             labels: self.labels,
             expiration_policy: self.expiration_policy.map(policy).transpose()?,
             filter: self.filter,
+            dead_letter_policy: self.dead_letter_policy.map(|policy| pb::DeadLetterPolicy {
+                dead_letter_topic: policy.dead_letter_topic,
+                max_delivery_attempts: policy.max_delivery_attempts,
+            }),
             retry_policy: self.retry_policy.map(retry).transpose()?,
             ..pb::Subscription::default()
         })
@@ -387,8 +430,9 @@ mod tests {
     fn either_spelling_and_either_kind_of_number_is_read() {
         let camel = r#"{"topic":"t","ackDeadlineSeconds":30,"pushConfig":{"pushEndpoint":"http://e/"},
             "messageRetentionDuration":"600s","retryPolicy":{"minimumBackoff":"1.5s"},"expirationPolicy":{},
-            "filter":"f"}"#;
+            "filter":"f","deadLetterPolicy":{"deadLetterTopic":"d","maxDeliveryAttempts":7}}"#;
         let snake = r#"{"topic":"t","ack_deadline_seconds":"30","push_config":{"push_endpoint":"http://e/"},
+            "dead_letter_policy":{"dead_letter_topic":"d","max_delivery_attempts":"7"},
             "message_retention_duration":"600s","retry_policy":{"minimum_backoff":"1.500s"},"expiration_policy":{},
             "filter":"f","name":"ignored","state":2,"detached":false,"enableMessageOrdering":false}"#;
         let read = subscription(camel).unwrap();
@@ -404,6 +448,14 @@ mod tests {
         assert_eq!(written.code(), tonic::Code::InvalidArgument, "the id s is too short");
         let resource = pb::Subscription {
             name: "projects/p/subscriptions/sub".to_owned(),
+            dead_letter_policy: Some(pb::DeadLetterPolicy {
+                dead_letter_topic: "projects/p/topics/dead".to_owned(),
+                max_delivery_attempts: 9,
+            }),
+            push_config: Some(pb::PushConfig {
+                wrapper: Some(Wrapper::NoWrapper(NoWrapper { write_metadata: true })),
+                ..pb::PushConfig::default()
+            }),
             ..pb::Subscription::default()
         };
         let resource = checks::subscription(resource).unwrap();
@@ -417,7 +469,7 @@ mod tests {
 
     #[test]
     fn what_is_not_served_or_not_known_is_refused_by_name() {
-        for field in ["deadLetterPolicy", "dead_letter_policy", "bigqueryConfig", "nonsense"] {
+        for field in ["bigqueryConfig", "bigquery_config", "nonsense"] {
             let error = subscription(&format!("{{{field:?}:{{}}}}")).unwrap_err();
             assert_eq!(error.code(), tonic::Code::Unimplemented);
             assert!(error.message().contains(field), "{error}");
@@ -426,14 +478,9 @@ mod tests {
             subscription(r#"{"enableMessageOrdering":true}"#).unwrap_err().code(),
             tonic::Code::Unimplemented
         );
-        for (push, code) in [
-            (r#"{"oidcToken":{}}"#, tonic::Code::InvalidArgument),
-            (r#"{"noWrapper":{}}"#, tonic::Code::Unimplemented),
-        ] {
-            let resource = subscription(&format!(r#"{{"name":"x","pushConfig":{push}}}"#)).unwrap();
-            let resource = pb::Subscription { name: "projects/p/subscriptions/sub".to_owned(), ..resource };
-            assert_eq!(checks::subscription(resource).unwrap_err().code(), code, "{push}");
-        }
+        let resource = subscription(r#"{"name":"x","pushConfig":{"oidcToken":{}}}"#).unwrap();
+        let resource = pb::Subscription { name: "projects/p/subscriptions/sub".to_owned(), ..resource };
+        assert_eq!(checks::subscription(resource).unwrap_err().code(), tonic::Code::InvalidArgument);
         for malformed in
             ["[]", "{", r#"{"ackDeadlineSeconds":"ten"}"#, r#"{"retryPolicy":{"minimumBackoff":"10"}}"#]
         {
@@ -464,7 +511,7 @@ mod tests {
             ..pb::PubsubMessage::default()
         };
         let text = |message: &pb::PubsubMessage| {
-            String::from_utf8(envelope(message, "projects/p/subscriptions/s")).unwrap()
+            String::from_utf8(envelope(message, "projects/p/subscriptions/s", None)).unwrap()
         };
         assert_eq!(
             text(&message),
@@ -481,5 +528,7 @@ mod tests {
         assert_eq!(json["message"]["attributes"]["k"], "v");
         assert_eq!(json["message"]["orderingKey"], "o");
         assert_eq!(json["message"].get("data"), None);
+        let json: Value = serde_json::from_slice(&envelope(&message, "s", Some(3))).unwrap();
+        assert_eq!(json["deliveryAttempt"], 3);
     }
 }

@@ -16,16 +16,19 @@
 //! Where it differs from production:
 //! - Everything is gone when it stops. A subscription keeps at most 256 MiB (each message counting 512 bytes more
 //!   than its own); publishing to a full one answers `RESOURCE_EXHAUSTED`. At most 1,000 topics and subscriptions.
-//! - `UNIMPLEMENTED` for updates, snapshots, seeking, detaching, schemas, dead letters, ordering, exactly-once
-//!   delivery, unwrapped pushes and exports. Ordering keys are carried, not honoured.
+//! - `UNIMPLEMENTED` for updates, snapshots, seeking, detaching, schemas, ordering, exactly-once delivery and exports.
+//!   Ordering keys are carried, not honoured.
 //! - The OIDC tokens of pushes are signed by a key of this process; `GET /oauth2/v3/certs` has its public half, where
 //!   production's is at www.googleapis.com. Any account is believed to exist.
+//! - Dead letters are exact, where production does its best; no right to publish them has to be given.
+//! - An unwrapped push leaves out attributes that are no header of HTTP, or one that frames or steers the request.
 //! - Pushes go to plain http endpoints only, and an interim 102 does not end a push.
 //! - No authentication, no quotas, no rate limit for an ordering key, no expiry of idle subscriptions.
 
 mod backlog;
 mod broker;
 mod checks;
+mod dead_letter;
 mod filter;
 mod grpc;
 mod json;
@@ -92,9 +95,9 @@ impl EmbeddedPubsub {
         let pushing = async {
             stop.cancelled().await;
             broker.closing.cancel();
-            broker.pushes.close();
+            broker.tasks.close();
             // What does not end in time is left behind with its connection.
-            let _ = timeout(GRACE, broker.pushes.wait()).await;
+            let _ = timeout(GRACE, broker.tasks.wait()).await;
         };
         tokio::join!(server.run(handler, stop.clone(), GRACE), pushing);
     }

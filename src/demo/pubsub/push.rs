@@ -1,5 +1,5 @@
-//! Push delivery: one loop for each push subscription, which POSTs messages wrapped in JSON and takes the status for
-//! the acknowledgement.
+//! Push delivery: one loop for each push subscription, which POSTs messages, wrapped in JSON or not, and takes the
+//! status for the acknowledgement.
 //!
 //! [`Pace`] models what production does to endpoints: slow start, and a back-off of the whole subscription when
 //! messages are not acknowledged.
@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::{HeaderValue, Request, StatusCode, Uri, header};
+use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
+use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -35,6 +36,17 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// The most of an answer's body that is read, in bytes and time, so that the connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
 const ANSWER_TIME: Duration = Duration::from_secs(1);
+
+/// Attributes that cannot be headers, since these are the request's own.
+const STEERING: [HeaderName; 7] = [
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::HOST,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 pub(super) fn client() -> Client {
     let mut connector = HttpConnector::new();
@@ -100,14 +112,20 @@ async fn push(
     delivery: Delivery,
 ) -> Pushed {
     let sent = Instant::now();
-    let envelope = Bytes::from(json::envelope(&delivery.message, subscription.name()));
-    let mut request = Request::new(Full::new(envelope));
+    let mut request = match subscription.no_wrapper() {
+        Some(no_wrapper) => unwrapped(&delivery.message, subscription.name(), no_wrapper.write_metadata),
+        None => {
+            let attempt = subscription.told_attempt(delivery.id);
+            let envelope = json::envelope(&delivery.message, subscription.name(), attempt);
+            let mut request = Request::new(Full::from(envelope));
+            request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            request
+        }
+    };
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = endpoint.clone();
-    let headers = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::USER_AGENT, HeaderValue::from_static("CloudPubSub-Google"));
-    headers.extend(authorization.map(|value| (header::AUTHORIZATION, value)));
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("CloudPubSub-Google"));
+    request.headers_mut().extend(authorization.map(|value| (header::AUTHORIZATION, value)));
     let acknowledged = match timeout(subscription.ack_deadline(), client.request(request)).await {
         Ok(Ok(answer)) => {
             let acknowledged = is_acknowledgement(answer.status());
@@ -138,6 +156,34 @@ async fn push(
     Pushed { id: delivery.id, sent, acknowledged }
 }
 
+/// A push of the data alone; metadata and attributes become headers where they are wanted.
+fn unwrapped(message: &pb::PubsubMessage, subscription: &str, write_metadata: bool) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(message.data.clone()));
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    if !write_metadata {
+        return request;
+    }
+    for (name, value) in &message.attributes {
+        let name = HeaderName::try_from(name).ok().filter(|name| !STEERING.contains(name));
+        if let (Some(name), Ok(value)) = (name, HeaderValue::from_bytes(value.as_bytes())) {
+            headers.insert(name, value);
+        }
+    }
+    let publish_time = message.publish_time.map(|time| time.to_string()).unwrap_or_default();
+    for (name, value) in [
+        ("x-goog-pubsub-subscription-name", subscription),
+        ("x-goog-pubsub-message-id", &message.message_id),
+        ("x-goog-pubsub-publish-time", &publish_time),
+        ("x-goog-pubsub-ordering-key", &message.ordering_key),
+    ] {
+        if let Some(value) = HeaderValue::from_str(value).ok().filter(|value| !value.is_empty()) {
+            headers.insert(name, value);
+        }
+    }
+    request
+}
+
 /// 102 is in production's list too, but an interim status is not an answer yet, and the one after it decides.
 fn is_acknowledgement(status: StatusCode) -> bool {
     matches!(status.as_u16(), 102 | 200 | 201 | 202 | 204)
@@ -157,6 +203,9 @@ fn settle(subscription: &Subscription, pace: &mut Pace, pushed: &Pushed) {
         backlog.modify_deadline(pushed.id, Duration::ZERO, now);
         pace.not_acknowledged(pushed.sent, now);
     }
+    drop(backlog);
+    // It may be a dead letter now.
+    subscription.wake();
 }
 
 /// How many pushes may be under way, and when the next one may start.
@@ -227,8 +276,6 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
-
     use super::super::checks;
     use super::*;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as pb;
-use pb::push_config::AuthenticationMethod;
+use pb::push_config::{AuthenticationMethod, NoWrapper, Wrapper};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -42,12 +42,14 @@ impl Subscription {
         let retry = resource.retry_policy.as_ref().map(checks::retry_policy).transpose()?;
         let retry = retry.map(|(minimum, maximum)| Retry { minimum, maximum });
         let retention = checks::retention(&resource)?;
+        let policy = resource.dead_letter_policy.as_ref();
+        let max_attempts = policy.and_then(|policy| u32::try_from(policy.max_delivery_attempts).ok());
         Ok(Self {
             filter: Filter::parse(&resource.filter)?,
             resource,
             number,
             topic_deleted: AtomicBool::new(false),
-            backlog: Mutex::new(Backlog::new(retention, retry)),
+            backlog: Mutex::new(Backlog::new(retention, retry, max_attempts)),
             changed: Notify::new(),
             deleted: CancellationToken::new(),
         })
@@ -84,6 +86,19 @@ impl Subscription {
         Some((&token.service_account_email, audience))
     }
 
+    /// How messages are pushed unwrapped, where they are.
+    pub(super) fn no_wrapper(&self) -> Option<&NoWrapper> {
+        match self.resource.push_config.as_ref()?.wrapper.as_ref()? {
+            Wrapper::NoWrapper(no_wrapper) => Some(no_wrapper),
+            Wrapper::PubsubWrapper(_) => None,
+        }
+    }
+
+    /// The number of a delivery, which is told only with a dead letter policy.
+    pub(super) fn told_attempt(&self, id: DeliveryId) -> Option<u32> {
+        self.resource.dead_letter_policy.as_ref().map(|_| id.attempt)
+    }
+
     pub(super) fn ack_deadline(&self) -> Duration {
         Duration::from_secs(u64::try_from(self.resource.ack_deadline_seconds).unwrap_or_default())
     }
@@ -106,13 +121,23 @@ impl Subscription {
 
     /// Waits until there is at least one message for `consumer`, and leases it. Cancelling loses nothing.
     pub(super) async fn next(&self, consumer: &Consumer) -> Vec<Delivery> {
+        self.wait_for(|backlog, now| backlog.lease(consumer, now)).await
+    }
+
+    /// Waits until there is at least one dead letter, and takes all.
+    pub(super) async fn next_dead(&self) -> Vec<Delivery> {
+        self.wait_for(Backlog::take_dead).await
+    }
+
+    /// Takes deliveries as soon as there are any.
+    async fn wait_for(&self, take: impl Fn(&mut Backlog, Instant) -> Vec<Delivery>) -> Vec<Delivery> {
         loop {
             // Registered before looking, so that no change goes unseen between looking and waiting.
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             let due = {
                 let mut backlog = self.backlog();
-                let deliveries = backlog.lease(consumer, Instant::now());
+                let deliveries = take(&mut backlog, Instant::now());
                 if !deliveries.is_empty() {
                     return deliveries;
                 }
@@ -153,13 +178,14 @@ impl Subscription {
         Ok(())
     }
 
-    /// A delivery as pulling clients get it. Without a dead letter policy the attempt is not told.
+    /// A delivery as pulling clients get it.
     pub(super) fn received(&self, delivery: Delivery) -> pb::ReceivedMessage {
+        let told_attempt = self.told_attempt(delivery.id);
         let DeliveryId { sequence, attempt } = delivery.id;
         pb::ReceivedMessage {
             ack_id: format!("{}-{sequence}-{attempt}", self.number),
             message: Some(Arc::unwrap_or_clone(delivery.message)),
-            delivery_attempt: 0,
+            delivery_attempt: told_attempt.and_then(|attempt| i32::try_from(attempt).ok()).unwrap_or(0),
         }
     }
 

@@ -104,6 +104,11 @@ impl Process {
         line.expect("the line has an address").replace("0.0.0.0", "127.0.0.1")
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it is running")
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = self.child.id().expect("it is running");

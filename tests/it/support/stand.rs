@@ -134,7 +134,7 @@ impl Kafka {
 pub(crate) struct Pubsub {
     pub(crate) host: String,
     pub(crate) topic: String,
-    project: String,
+    pub(crate) project: String,
     http: reqwest::Client,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -171,21 +171,50 @@ impl Pubsub {
         self.http.delete(url).send().await.unwrap().error_for_status().unwrap();
     }
 
+    /// Makes a further topic.
+    pub(crate) async fn another_topic(&self) -> String {
+        let topic = format!("projects/{}/topics/{}", self.project, unique("topic"));
+        self.put(&topic, &json!({})).await;
+        topic
+    }
+
+    /// Publishes one message to the topic.
+    pub(crate) async fn publish(&self, data: &[u8], attributes: &Value) {
+        let data = base64::engine::general_purpose::STANDARD.encode(data);
+        let url = format!("http://{}/v1/{}:publish", self.host, self.topic);
+        let message = json!({"data": data, "attributes": attributes});
+        self.call(self.http.post(url), &json!({"messages": [message]})).await;
+    }
+
     /// A subscription that pushes to this address.
     pub(crate) async fn push_to(&self, addr: &str) {
-        let subscription = format!("projects/{}/subscriptions/{}", self.project, unique("push"));
-        let config = json!({
+        self.push_to_with(addr, json!({}), json!({})).await;
+    }
+
+    /// The same with more in its push configuration, and beside that; gives the subscription's id.
+    pub(crate) async fn push_to_with(&self, addr: &str, push: Value, more: Value) -> String {
+        let id = unique("push");
+        let mut config = json!({
             "topic": self.topic,
             "pushConfig": {"pushEndpoint": format!("http://{addr}/")},
             "ackDeadlineSeconds": 60,
         });
-        self.put(&subscription, &config).await;
+        let members = |value: Value| value.as_object().cloned().unwrap();
+        config.as_object_mut().unwrap().extend(members(more));
+        config["pushConfig"].as_object_mut().unwrap().extend(members(push));
+        self.put(&format!("projects/{}/subscriptions/{id}", self.project), &config).await;
+        id
     }
 
     /// A subscription to pull from.
     pub(crate) async fn subscribe(&self) -> Pull<'_> {
+        self.subscribe_to(&self.topic).await
+    }
+
+    /// A subscription to pull from a further topic.
+    pub(crate) async fn subscribe_to(&self, topic: &str) -> Pull<'_> {
         let name = format!("projects/{}/subscriptions/{}", self.project, unique("pull"));
-        self.put(&name, &json!({"topic": self.topic, "ackDeadlineSeconds": 600})).await;
+        self.put(&name, &json!({"topic": topic, "ackDeadlineSeconds": 600})).await;
         Pull { pubsub: self, name, seen: Vec::new() }
     }
 
