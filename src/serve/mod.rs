@@ -2,6 +2,7 @@
 //!
 //! A push's way: `http::server` -> [`handler`] -> [`envelope`] (-> [`pack`]) -> `WarmRequest::parse` -> `warm::Warmer` -> status.
 
+mod deliveries;
 mod envelope;
 mod handler;
 mod pack;

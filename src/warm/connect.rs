@@ -33,6 +33,8 @@ pub(crate) enum ConnectError {
     Connect(io::Error),
     /// No address answered in time.
     Timeout,
+    /// There was a connection, but no TLS on it in time.
+    TlsTimeout,
 }
 
 impl Connector {
@@ -87,6 +89,7 @@ impl fmt::Display for ConnectError {
             Self::Dns(error) => write!(f, "resolving: {error}"),
             Self::Connect(error) => write!(f, "connecting: {error}"),
             Self::Timeout => write!(f, "connecting took too long"),
+            Self::TlsTimeout => write!(f, "the TLS handshake took too long"),
         }
     }
 }
