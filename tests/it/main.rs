@@ -8,6 +8,8 @@ mod bridge_poison;
 mod demo;
 mod edge;
 mod embedded_pubsub;
+mod fetch;
+mod hostile_origins;
 mod house;
 mod outages;
 mod pipeline;
