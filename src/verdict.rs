@@ -50,7 +50,7 @@ pub enum Failure {
     TotalTimeout,
     /// The response head could not be read as HTTP, or the connection ended before it was whole.
     Protocol,
-    /// The response head has more headers, or more bytes, than are read.
+    /// The response head has more headers, or more bytes, than are read, or too many interim responses before it.
     HeadTooLarge,
     /// The body ended before its declared or framed end.
     Truncated,

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use http::{HeaderValue, Method, Request, header};
 use http_body_util::Empty;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::Notify;
 
 use super::connect::ConnectError;
 use super::tls::{self, TlsConnector};
@@ -22,7 +25,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_LIMIT: Duration = Duration::from_secs(5);
 /// Response heads beyond this are not read; those of HTTP/1.1 may have 100 headers, hyper's own limit. It is also the
 /// most that a connection of HTTP/1.1 keeps of a body that is being read.
-const MAX_HEAD_BYTES: u32 = 64 << 10;
+const MAX_HEAD_BYTES: u32 = 32 << 10;
+/// Interim responses (1xx) before the one that counts; more are taken for an attack, since each costs time and none ends.
+const MAX_INTERIM_RESPONSES: u32 = 16;
 /// What one stream, and all of one connection, may send ahead of its reader: 1,000 connections stay small, and an edge
 /// next door is not held up.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
@@ -106,4 +111,18 @@ pub(super) fn why_no_response(error: &hyper_util::client::legacy::Error) -> Verd
         };
     }
     Verdict::Failed(if error.is_connect() { Failure::Connect } else { Failure::Protocol })
+}
+
+/// Waits until the response to this request has more interim responses before it than are put up with.
+pub(super) fn too_many_interim_responses(
+    request: &mut Request<Empty<Bytes>>,
+) -> impl Future<Output = ()> + use<> {
+    let too_many = Arc::new(Notify::new());
+    let (teller, count) = (too_many.clone(), AtomicU32::new(0));
+    hyper::ext::on_informational(request, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM_RESPONSES {
+            teller.notify_one();
+        }
+    });
+    async move { too_many.notified().await }
 }

@@ -34,7 +34,7 @@ use url::Url;
 pub(crate) use addresses::{AllowedAddress, ConnectTo};
 use body::{BodyLimits, drain, read_and_drop};
 pub(crate) use client::WarmMethod;
-use client::{HttpClient, http_client, http_request, why_no_response};
+use client::{HttpClient, http_client, http_request, too_many_interim_responses, why_no_response};
 use connect::Connector;
 use flights::Flights;
 use guard::Guard;
@@ -48,8 +48,10 @@ use crate::verdict::{Failure, Verdict};
 
 /// How much of a redirect's target is told.
 const SHOWN_TARGET_CHARS: usize = 512;
-/// GETs for one request, as long as failures are curable.
+/// GETs for one request, as long as failures are curable, and for how long after the first another is begun: what takes
+/// longer to fail would keep its place among the pushes under way for as long again, and a redelivery does as well.
 const ATTEMPTS: usize = 3;
+const RETRY_WITHIN: Duration = Duration::from_secs(10);
 
 /// How URLs are fetched, as every warming role takes it.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -274,6 +276,7 @@ impl Warmer {
             .with_max_times(ATTEMPTS - 1)
             .with_jitter()
             .build();
+        let last = deadline.min(Instant::now() + RETRY_WITHIN);
         loop {
             let made = progress.attempts;
             let verdict = self.fetch(deadline, request, progress).await;
@@ -282,7 +285,7 @@ impl Warmer {
                 return progress.so_far.take().unwrap_or(verdict);
             }
             match delays.next() {
-                Some(delay) if verdict.is_curable() && Instant::now() + delay < deadline => {
+                Some(delay) if verdict.is_curable() && Instant::now() + delay < last => {
                     progress.so_far = Some(verdict);
                     tokio::time::sleep(delay).await;
                 }
@@ -310,15 +313,19 @@ impl Warmer {
 
     /// One GET, once the host may be asked.
     async fn get(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        match self.turns.take(request.url(), deadline.into()).await {
+            Ok(turn) => turn.spend(self.ask(&turn, request, progress)).await,
+            Err(failure) => Verdict::Failed(failure),
+        }
+    }
+
+    /// One GET, to the end of its body.
+    async fn ask(&self, turn: &Turn<HttpClient>, request: &WarmRequest, progress: &mut Progress) -> Verdict {
         let url = request.url();
-        let mut turn = match self.turns.take(url, deadline.into()).await {
-            Ok(turn) => turn,
-            Err(failure) => return Verdict::Failed(failure),
-        };
         let request = http_request(request, self.method);
         let (asked, _) = request.clone().into_parts();
         progress.attempts += 1;
-        let (response, body) = match self.head(&mut turn, request, &mut progress.exchange).await {
+        let (response, body) = match self.head(turn, request, &mut progress.exchange).await {
             Ok(response) => response.into_parts(),
             Err(verdict) => return verdict,
         };
@@ -351,13 +358,18 @@ impl Warmer {
     /// The head of the response, in time; what the host said by it goes into its turn.
     async fn head(
         &self,
-        turn: &mut Turn<HttpClient>,
-        request: Request<Empty<Bytes>>,
+        turn: &Turn<HttpClient>,
+        mut request: Request<Empty<Bytes>>,
         exchange: &mut Exchange,
     ) -> Result<Response<Incoming>, Verdict> {
         let started = Instant::now();
-        let asking = turn.client().request(request);
-        let verdict = match tokio::time::timeout(self.first_byte_limit, asking).await {
+        let too_many = too_many_interim_responses(&mut request);
+        let asking = tokio::time::timeout(self.first_byte_limit, turn.client().request(request));
+        let answered = tokio::select! {
+            answered = asking => answered,
+            () = too_many => return Err(Verdict::Failed(Failure::HeadTooLarge)),
+        };
+        let verdict = match answered {
             Ok(Ok(response)) => {
                 let ttfb = started.elapsed();
                 turn.answered(ttfb, response.status(), response.headers());

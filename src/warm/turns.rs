@@ -4,7 +4,7 @@
 //! host that leaves the table takes its idle connections along.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
@@ -21,9 +21,15 @@ use crate::verdict::{Failure, Verdict};
 /// Hosts that are known at once; the one not asked for the longest leaves first.
 const MAX_HOSTS: u64 = 1_024;
 const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
-/// Requests that wait for a turn with one host; further ones are turned away at once. With those under way it is about
-/// half of what `serve` takes in at once, so that one host alone cannot fill it.
-const MAX_WAITING: usize = 512;
+/// Requests that wait for a turn with one host; further ones are turned away at once. With those under way it is well
+/// below what `serve` takes in at once, so that one host alone cannot fill it.
+const MAX_WAITING: usize = 384;
+/// A request that takes longer than this no longer counts against its host's limit, as long as the host answers others:
+/// a few URLs that hang, or long bodies, would otherwise leave no room for the rest. So many of them do not count.
+const LATE: Duration = Duration::from_secs(1);
+const MAX_LATE: usize = 256;
+/// How long ago an answer may be that shows a host alive.
+const ALIVE: Duration = Duration::from_secs(20);
 /// How long a host that says "too much" without a time is left alone: at first, and at most, each time twice as long.
 const PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -52,12 +58,22 @@ struct State {
     paused_until: Option<Instant>,
     /// Pauses in a row.
     pauses: u32,
+    answered_at: Option<Instant>,
+    /// Requests under way that do not count.
+    late: usize,
 }
 
 /// One request's turn with its host. Dropping it makes room for the next.
 pub(super) struct Turn<C: Send + Sync + 'static> {
     host: Arc<Host<C>>,
+    began: Instant,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    /// None once it was given up, being late.
     permit: Option<OwnedSemaphorePermit>,
+    /// Until it told something.
     is_probe: bool,
 }
 
@@ -89,7 +105,15 @@ impl<C: Send + Sync + 'static> Host<C> {
     fn new(client: C) -> Self {
         let limit = Limit::new();
         let places = limit.places();
-        let state = State { limit, breaker: Breaker::default(), places, paused_until: None, pauses: 0 };
+        let state = State {
+            limit,
+            breaker: Breaker::default(),
+            places,
+            paused_until: None,
+            pauses: 0,
+            answered_at: None,
+            late: 0,
+        };
         Self {
             client,
             permits: Arc::new(Semaphore::new(places)),
@@ -152,16 +176,28 @@ impl<C: Send + Sync + 'static> Host<C> {
         match admission {
             Admission::No => Err(Failure::CircuitOpen),
             admission => {
-                let is_probe = admission == Admission::Probe;
-                Ok(Some(Turn { host: self, permit: Some(permit), is_probe }))
+                let held = Held { permit: Some(permit), is_probe: admission == Admission::Probe };
+                Ok(Some(Turn { host: self, began: now, held: Mutex::new(held) }))
             }
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.state)
     }
+
+    /// Takes a permit back, or out of the world where there are too many.
+    fn take_back(&self, state: &mut State, permit: OwnedSemaphorePermit) {
+        if state.places > state.limit.places() {
+            state.places -= 1;
+            permit.forget();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<C: Send + Sync + 'static> Turn<C> {
@@ -170,22 +206,51 @@ impl<C: Send + Sync + 'static> Turn<C> {
         &self.host.client
     }
 
+    /// Does `work`, which is all of the request. Where it takes long, others need no longer wait for it.
+    pub(super) async fn spend<T>(&self, work: impl Future<Output = T>) -> T {
+        let give_way = async {
+            tokio::time::sleep_until(self.began + LATE).await;
+            while !self.give_way() {
+                tokio::time::sleep(LATE).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            done = work => done,
+            never = give_way => never,
+        }
+    }
+
+    /// Makes room for the next request; false where that would not be wise now.
+    fn give_way(&self) -> bool {
+        let (mut state, mut held) = (self.host.state(), lock(&self.held));
+        let is_alive = state.answered_at.is_some_and(|at| at.elapsed() < ALIVE);
+        if !is_alive || state.late >= MAX_LATE {
+            return false;
+        }
+        if let Some(permit) = held.permit.take() {
+            state.late += 1;
+            self.host.take_back(&mut state, permit);
+        }
+        true
+    }
+
     /// The head of a response is here, so long after the request.
-    pub(super) fn answered(&mut self, ttfb: Duration, status: StatusCode, headers: &HeaderMap) {
+    pub(super) fn answered(&self, ttfb: Duration, status: StatusCode, headers: &HeaderMap) {
         let now = Instant::now();
-        let mut state = self.host.state();
+        let (mut state, was_probe) = (self.host.state(), self.was_probe());
         if status.is_server_error() {
-            state.breaker.failed(self.is_probe, now);
+            state.breaker.failed(was_probe, now);
         } else {
             state.breaker.succeeded();
         }
-        self.is_probe = false;
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             state.limit.overloaded(now);
             state.pause(retry_after(headers, SystemTime::now()), now);
             return;
         }
         state.pauses = 0;
+        state.answered_at = Some(now);
         let under_way = state.places.saturating_sub(self.host.permits.available_permits());
         state.limit.answered(ttfb, under_way, now);
         let wanted = state.limit.places();
@@ -196,31 +261,35 @@ impl<C: Send + Sync + 'static> Turn<C> {
     }
 
     /// There is no response, and this verdict instead.
-    pub(super) fn unanswered(&mut self, verdict: &Verdict) {
+    pub(super) fn unanswered(&self, verdict: &Verdict) {
         let Verdict::Failed(failure) = verdict else { return };
+        if !verdict.is_curable() {
+            return;
+        }
         let now = Instant::now();
-        let mut state = self.host.state();
-        if *failure == Failure::FirstByteTimeout {
+        let (mut state, was_probe) = (self.host.state(), self.was_probe());
+        // Where others were answered meanwhile it is this URL that hangs, and not the host.
+        if *failure == Failure::FirstByteTimeout && state.answered_at.is_none_or(|at| at < self.began) {
             state.limit.overloaded(now);
         }
-        if verdict.is_curable() {
-            state.breaker.failed(self.is_probe, now);
-            self.is_probe = false;
-        }
+        state.breaker.failed(was_probe, now);
+    }
+
+    /// Whether this was the probe, which has told by now.
+    fn was_probe(&self) -> bool {
+        std::mem::take(&mut lock(&self.held).is_probe)
     }
 }
 
 impl<C: Send + Sync + 'static> Drop for Turn<C> {
     fn drop(&mut self) {
-        let mut state = self.host.state();
-        if self.is_probe {
+        let (mut state, mut held) = (self.host.state(), lock(&self.held));
+        if held.is_probe {
             state.breaker.probe_told_nothing();
         }
-        if state.places > state.limit.places()
-            && let Some(permit) = self.permit.take()
-        {
-            state.places -= 1;
-            permit.forget();
+        match held.permit.take() {
+            Some(permit) => self.host.take_back(&mut state, permit),
+            None => state.late -= 1,
         }
     }
 }
@@ -283,7 +352,7 @@ mod tests {
         Instant::now() + Duration::from_secs(seconds)
     }
 
-    fn says(turn: &mut Turn<()>, status: u16, headers: &[(&'static str, &str)]) {
+    fn says(turn: &Turn<()>, status: u16, headers: &[(&'static str, &str)]) {
         let headers = headers.iter().map(|(name, value)| {
             (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
         });
@@ -323,6 +392,30 @@ mod tests {
         assert!(told.iter().all(Option::is_none), "{told:?}");
         drop(held.pop());
         drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn urls_that_hang_leave_room_for_the_others_of_a_host_that_answers_and_only_there() {
+        for is_alive in [true, false] {
+            let (turns, host) = (Arc::new(turns()), url("https://example.com/"));
+            if is_alive {
+                says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 200, &[]);
+            }
+            for _ in 0..64 {
+                let turn = turns.take(&host, in_seconds(60)).await.ok().unwrap();
+                tokio::spawn(async move { turn.spend(tokio::time::sleep(Duration::from_secs(15))).await });
+            }
+            let started = Instant::now();
+            let mut waited = Vec::new();
+            for _ in 0..100 {
+                drop(turns.take(&host, in_seconds(60)).await.ok().unwrap());
+                waited.push(started.elapsed().as_secs());
+            }
+            assert_eq!(waited[99], if is_alive { 1 } else { 15 }, "alive: {is_alive}");
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let known = turns.hosts.get("example.com:https").unwrap();
+            assert_eq!((known.state().late, known.permits.available_permits()), (0, 64), "all is given back");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -368,12 +461,12 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..9 {
             let started = Instant::now();
-            says(&mut turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
+            says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
             waits.push(started.elapsed());
         }
         assert!(waits[8] > 20 * waits[1] && waits[8] < MAX_PAUSE, "{waits:?}");
-        says(&mut turns.take(&host, in_seconds(60)).await.ok().unwrap(), 200, &[]);
-        says(&mut turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
+        says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 200, &[]);
+        says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
         let started = Instant::now();
         assert!(turns.take(&host, in_seconds(60)).await.is_ok());
         assert!(started.elapsed() <= PAUSE, "{:?}", started.elapsed());
@@ -383,7 +476,7 @@ mod tests {
     async fn a_host_that_fails_every_time_is_left_alone_and_then_asked_once() {
         let (turns, dead) = (turns(), url("https://dead.example.com/"));
         for _ in 0..10 {
-            let mut turn = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
+            let turn = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
             turn.unanswered(&Verdict::Failed(Failure::ConnectTimeout));
         }
         assert_eq!(turns.take(&dead, in_seconds(5)).await.err(), Some(Failure::CircuitOpen));
@@ -391,8 +484,8 @@ mod tests {
         let probe = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
         assert_eq!(turns.take(&dead, in_seconds(5)).await.err(), Some(Failure::CircuitOpen));
         drop(probe);
-        let mut probe = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
-        says(&mut probe, 404, &[]);
+        let probe = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
+        says(&probe, 404, &[]);
         assert!(turns.take(&dead, in_seconds(5)).await.is_ok(), "a 404 is an answer");
     }
 
@@ -406,7 +499,7 @@ mod tests {
         let (waiter, host) = (turns.clone(), dead.clone());
         let waiting = tokio::spawn(async move { waiter.take(&host, in_seconds(60)).await.err() });
         tokio::task::yield_now().await;
-        for mut turn in held {
+        for turn in held {
             turn.unanswered(&Verdict::Failed(Failure::ConnectTimeout));
         }
         assert_eq!(waiting.await.unwrap(), Some(Failure::CircuitOpen));
@@ -417,7 +510,7 @@ mod tests {
         let (turns, host) = (turns(), url("https://example.com/"));
         for _ in 0..8 {
             tokio::time::sleep(Duration::from_secs(10)).await;
-            says(&mut turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
+            says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
         }
         let only = turns.take(&host, in_seconds(60)).await.ok().unwrap();
         assert_eq!(turns.take(&host, in_seconds(1)).await.err(), Some(Failure::HostBusy));

@@ -26,7 +26,7 @@ const HOSTILE: [(&str, &str, &str, &str, bool); 43] = [
     ("slow-head", "http", "failed", "first byte timeout", true),
     ("stall", "http", "failed", "stalled", true),
     ("trickle", "http", "failed", "total timeout", true),
-    ("flood-1xx", "http", "failed", "first byte timeout", true),
+    ("flood-1xx", "http", "failed", "response head too large", false),
     ("h2-silent", "https", "failed", "first byte timeout", true),
     ("h2-stall", "https", "failed", "stalled", true),
     ("tls-stall", "https", "failed", "tls timeout", true),
