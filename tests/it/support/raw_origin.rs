@@ -191,14 +191,20 @@ pub(crate) async fn accept_h2(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)
     stream.flush().await
 }
 
-/// Waits for the next request of an HTTP/2 connection, and gives the number of its stream.
-pub(crate) async fn next_h2_request(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<u32> {
+/// Waits for the next request of an HTTP/2 connection, and gives the number of its stream. Pings are answered.
+pub(crate) async fn next_h2_request(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) -> std::io::Result<u32> {
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; usize::try_from(length).unwrap()];
         stream.read_exact(&mut payload).await?;
+        if (head[3], head[4]) == (6, 0) {
+            stream.write_all(&frame(6, 1, 0, &payload)).await?;
+            stream.flush().await?;
+        }
         if head[3] == 1 {
             return Ok(u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
         }
