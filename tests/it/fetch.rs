@@ -348,7 +348,8 @@ async fn one_dead_url_in_a_hundred_and_one_malformed_hold_up_none_of_the_others(
             tokio::spawn(async move { served.push_url(&format!("http://dead.example.com/{n}")).await })
         })
         .collect();
-    let good = (0..1_000).map(|n| {
+    // With the dead ones fewer than `--max-in-flight`.
+    let good = (0..800).map(|n| {
         let (served, host) = (&served, n % 50);
         async move {
             match n % 100 {
@@ -359,8 +360,8 @@ async fn one_dead_url_in_a_hundred_and_one_malformed_hold_up_none_of_the_others(
     });
     assert!(join_all(good).await.iter().all(|status| *status == 204));
     assert!(dead.iter().all(|push| !push.is_finished()), "the dead ones still hang");
-    let told = outcomes(&served, 1_000).await;
-    assert_eq!(told.iter().filter(|outcome| outcome["verdict"] == "fetched").count(), 990);
+    let told = outcomes(&served, 800).await;
+    assert_eq!(told.iter().filter(|outcome| outcome["verdict"] == "fetched").count(), 792);
     for push in dead {
         push.abort();
     }
