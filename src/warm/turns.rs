@@ -440,11 +440,7 @@ mod tests {
             (429, "99999999999999999999", 600, 600),
         ] {
             let (turns, host) = (turns(), url("https://example.com/"));
-            says(
-                &mut turns.take(&host, in_seconds(5)).await.ok().unwrap(),
-                status,
-                &[("retry-after", value)],
-            );
+            says(&turns.take(&host, in_seconds(5)).await.ok().unwrap(), status, &[("retry-after", value)]);
             let started = Instant::now();
             assert_eq!(turns.take(&host, in_seconds(5)).await.err(), Some(Failure::HostBusy));
             assert_eq!(started.elapsed(), Duration::ZERO, "nothing to wait for within the deadline");
