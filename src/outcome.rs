@@ -32,7 +32,7 @@ pub struct Outcome {
     /// What the exchange showed; absent where nothing was fetched.
     #[serde(flatten)]
     pub exchange: Exchange,
-    /// How many GETs were made, redirects followed and a second look included.
+    /// How many GETs were made, redirects followed and a second look included; none for one that shares another's.
     pub attempts: u32,
     /// Where the request came from and when.
     #[serde(flatten)]

@@ -3,6 +3,8 @@
 //! [`WarmRequest::parse`] applies every rule that needs no network: the text, the URL, the host's spelling, the
 //! options. Which addresses and ports may be dialled is `warm::guard`'s to say. Next to read: `warm/mod.rs`.
 
+use std::hash::{Hash, Hasher};
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use url::{Host, Url};
@@ -14,7 +16,9 @@ pub const MAX_URL_BYTES: usize = 16_384;
 const MAX_OPTIONS: usize = 100;
 
 /// One URL to warm, with the options that came beside it. Only [`WarmRequest::parse`] makes one.
-#[derive(Debug, Clone)]
+///
+/// Two are equal where URL and options are.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarmRequest {
     url: Url,
     headers: HeaderMap,
@@ -120,8 +124,10 @@ impl WarmRequest {
                 .ok()
                 .filter(may_be_sent)
                 .ok_or_else(|| bad_value("this header cannot be asked for"))?;
-            let header_value =
+            let mut header_value =
                 HeaderValue::from_str(value).map_err(|_| bad_value("not a valid header value"))?;
+            // Nor is it shown by `Debug`, or kept in the tables of HTTP/2's header compression.
+            header_value.set_sensitive(may_be_credential(&header_name));
             self.headers.insert(header_name, header_value);
             return Ok(());
         }
@@ -150,6 +156,18 @@ impl WarmRequest {
             _ => return Err(NotARequest::Refused(format!("unknown option {name}"))),
         }
         Ok(())
+    }
+}
+
+impl Hash for WarmRequest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.url.hash(state);
+        // A sum, since the order of headers is nothing that equality looks at.
+        let names = self.headers.keys().map(|name| name.as_str().len());
+        state.write_usize(names.sum());
+        for value in self.headers.values() {
+            state.write_usize(value.len());
+        }
     }
 }
 
@@ -266,7 +284,7 @@ fn is_public_name_syntax(host: &str) -> bool {
 
 /// Whether a caller may set this request header: never what frames the message, steers the connection or names the host.
 ///
-/// Authorization stays out until an operator can allow it. Range has an option of its own.
+/// Whether Authorization is sent is the operator's to say, in `warm`. Range has an option of its own.
 fn may_be_sent(name: &HeaderName) -> bool {
     use http::header;
     ![
@@ -278,7 +296,6 @@ fn may_be_sent(name: &HeaderName) -> bool {
         header::TRAILER,
         header::TRANSFER_ENCODING,
         header::UPGRADE,
-        header::AUTHORIZATION,
         header::PROXY_AUTHORIZATION,
         header::PROXY_AUTHENTICATE,
         header::RANGE,
@@ -394,12 +411,32 @@ mod tests {
     fn asked_for_headers_are_sent_but_never_those_that_frame_or_steer() {
         let request = with_option("warm-header-Accept-Encoding", "br").unwrap();
         assert_eq!(request.headers()["accept-encoding"], "br");
-        for name in ["Host", "connection", "Transfer-Encoding", "authorization", "Keep-Alive", "bad name", ""]
-        {
+        for name in [
+            "Host",
+            "connection",
+            "Transfer-Encoding",
+            "Content-Length",
+            "Expect",
+            "TE",
+            "Trailer",
+            "Upgrade",
+            "Keep-Alive",
+            "Proxy-Connection",
+            "Proxy-Authorization",
+            "HTTP2-Settings",
+            "Range",
+            "bad name",
+            ":path",
+            "",
+        ] {
             let result = with_option(&format!("warm-header-{name}"), "x");
             assert!(matches!(result, Err(NotARequest::Refused(_))), "{name}");
         }
-        assert!(with_option("warm-header-cookie", "a\r\nb: c").is_err(), "header injection");
+        for value in ["a\r\nb: c", "a\nb", "a\0", "a\u{7f}"] {
+            assert!(with_option("warm-header-cookie", value).is_err(), "header injection: {value:?}");
+        }
+        let secret = with_option("warm-header-authorization", "Bearer s3cret").unwrap();
+        assert!(!format!("{secret:?}").contains("s3cret"), "{secret:?}");
     }
 
     #[test]
@@ -517,7 +554,7 @@ mod tests {
 
     #[test]
     fn no_credential_follows_a_redirect_to_another_origin() {
-        let names = ["cookie", "x-api-key", "x-auth-token", "accept", "user-agent"];
+        let names = ["authorization", "cookie", "x-api-key", "x-auth-token", "accept", "user-agent"];
         let options: Vec<String> = names.iter().map(|name| format!("warm-header-{name}")).collect();
         let options = options.iter().map(|name| (name.as_str(), "v")).chain([("warm-range", "bytes=0-9")]);
         let first = WarmRequest::parse(b"https://example.com/", options).unwrap();

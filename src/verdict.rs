@@ -43,16 +43,32 @@ pub enum Failure {
     ConnectTimeout,
     /// The connection was refused or reset before a request was sent.
     Connect,
-    /// The TLS handshake failed; the text is the TLS library's reason.
+    /// The TLS handshake failed; the text says why, in words that do not change with the time of day.
     Tls(String),
+    /// The TLS handshake was not over within the connect time-out.
+    TlsTimeout,
     /// No response head within the first-byte time-out.
     FirstByteTimeout,
     /// The exchange was not over within the total time-out.
     TotalTimeout,
     /// The response head could not be read as HTTP, or the connection ended before it was whole.
     Protocol,
+    /// The response head has more headers, or more bytes, than are read, or too many interim responses before it.
+    HeadTooLarge,
     /// The body ended before its declared or framed end.
     Truncated,
+    /// The body is chunked, and not as RFC 9112, section 7.1, says.
+    BadChunk,
+    /// No byte of the body came within the stall time-out.
+    Stalled,
+    /// The body is longer than the operator lets one be.
+    TooLarge,
+    /// A 206 that is not the range that was asked for, or not of the length that it says.
+    OtherRange,
+    /// The host failed so often of late that it is left alone for a moment; no GET was made.
+    CircuitOpen,
+    /// The host is slow, or asked for fewer requests, and this one's turn would come too late; no GET was made.
+    HostBusy,
 }
 
 /// The word of every verdict, best first.
@@ -86,8 +102,8 @@ impl Verdict {
 
     /// Whether the same request may end otherwise a little later, without anybody changing anything.
     ///
-    /// Origin 5xx, 408, 425 and 429, time-outs, broken connections and name service failures pass; a refusal, a 404
-    /// or a bad certificate does not.
+    /// Origin 5xx, 408, 425 and 429, time-outs, broken connections, name service failures and a host that is left alone
+    /// for a moment pass; a refusal, a 404 or a bad certificate does not.
     pub fn is_curable(&self) -> bool {
         match self {
             Self::Failed(failure) => match failure {
@@ -98,9 +114,18 @@ impl Verdict {
                 | Failure::Connect
                 | Failure::FirstByteTimeout
                 | Failure::TotalTimeout
+                | Failure::TlsTimeout
                 | Failure::Protocol
-                | Failure::Truncated => true,
-                Failure::Redirect(_) | Failure::Tls(_) => false,
+                | Failure::Truncated
+                | Failure::BadChunk
+                | Failure::Stalled
+                | Failure::CircuitOpen
+                | Failure::HostBusy => true,
+                Failure::Redirect(_)
+                | Failure::Tls(_)
+                | Failure::HeadTooLarge
+                | Failure::TooLarge
+                | Failure::OtherRange => false,
             },
             _ => false,
         }
@@ -118,10 +143,18 @@ impl fmt::Display for Failure {
             Self::ConnectTimeout => write!(f, "connect timeout"),
             Self::Connect => write!(f, "connect"),
             Self::Tls(reason) => write!(f, "tls: {reason}"),
+            Self::TlsTimeout => write!(f, "tls timeout"),
             Self::FirstByteTimeout => write!(f, "first byte timeout"),
             Self::TotalTimeout => write!(f, "total timeout"),
             Self::Protocol => write!(f, "not a whole HTTP response"),
+            Self::HeadTooLarge => write!(f, "response head too large"),
             Self::Truncated => write!(f, "truncated"),
+            Self::BadChunk => write!(f, "bad chunk"),
+            Self::Stalled => write!(f, "stalled"),
+            Self::TooLarge => write!(f, "body too large"),
+            Self::OtherRange => write!(f, "another range than asked for"),
+            Self::CircuitOpen => write!(f, "circuit open"),
+            Self::HostBusy => write!(f, "host busy"),
         }
     }
 }
@@ -168,8 +201,13 @@ mod tests {
             Failure::ConnectTimeout,
             Failure::FirstByteTimeout,
             Failure::TotalTimeout,
+            Failure::TlsTimeout,
             Failure::Truncated,
+            Failure::BadChunk,
+            Failure::Stalled,
             Failure::Protocol,
+            Failure::CircuitOpen,
+            Failure::HostBusy,
         ];
         for failure in curable {
             assert!(Verdict::Failed(failure.clone()).is_curable(), "{failure}");
@@ -179,6 +217,9 @@ mod tests {
             Verdict::Failed(Failure::Status(403)),
             Verdict::Failed(Failure::Redirect("https://example.com/".to_owned())),
             Verdict::Failed(Failure::Tls("certificate expired".to_owned())),
+            Verdict::Failed(Failure::HeadTooLarge),
+            Verdict::Failed(Failure::TooLarge),
+            Verdict::Failed(Failure::OtherRange),
             Verdict::Refused("expired".to_owned()),
             Verdict::Uncacheable("no-store"),
             Verdict::Warm,

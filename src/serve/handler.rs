@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::{Auth, Reason, Refusal};
 use super::body::{Bodies, MAX_BODY_BYTES, Unread, discard};
+use super::deliveries::{Deliveries, Delivery};
 use super::envelope::{self, Push};
 use super::pack::{self, Line};
 use super::{Answers, Malformed, Payload, unwrapped};
@@ -42,6 +43,7 @@ pub(super) struct Handler {
     answers: Answers,
     bodies: Bodies,
     in_flight: Arc<Semaphore>,
+    deliveries: Deliveries,
     /// Who takes outcomes instead of the log.
     outcomes: Option<mpsc::Sender<Outcome>>,
     stop: CancellationToken,
@@ -56,7 +58,8 @@ impl Handler {
         stop: CancellationToken,
     ) -> Self {
         let in_flight = Arc::new(Semaphore::new(answers.max_in_flight as usize));
-        Self { auth, warmer, answers, bodies: Bodies::default(), in_flight, outcomes, stop }
+        let (bodies, deliveries) = (Bodies::default(), Deliveries::new());
+        Self { auth, warmer, answers, bodies, in_flight, deliveries, outcomes, stop }
     }
 
     /// The answer to any request.
@@ -174,8 +177,31 @@ impl Handler {
             Ok(request) => request,
             Err(not_a_request) => return self.refuse(not_a_request, push).await,
         };
-        let outcome = self.warmer.warm(&request, id(push), source(push)).await;
+        let outcome = self.warm(&request, push, None, self.warmer.deadline()).await;
         Ok(self.report(outcome).await)
+    }
+
+    /// Fetches one URL of a push, unless an earlier delivery of the message did and a GET would change nothing. `line`
+    /// is its id where the push has several.
+    async fn warm(
+        &self,
+        request: &WarmRequest,
+        push: &Push<'_>,
+        line: Option<String>,
+        deadline: Instant,
+    ) -> Outcome {
+        let delivery = Delivery::of(push, line.as_deref(), request);
+        if let Some(delivery) = &delivery
+            && let Some(outcome) = self.deliveries.repeated(delivery, source(push))
+        {
+            return outcome;
+        }
+        let id = line.unwrap_or_else(|| id(push));
+        let outcome = self.warmer.warm_until(deadline, request, id, source(push)).await;
+        if let Some(delivery) = delivery {
+            self.deliveries.remember(delivery, &outcome);
+        }
+        outcome
     }
 
     /// Warms every line of a pack; true where a later delivery may go better for any of them.
@@ -221,7 +247,7 @@ impl Handler {
         // Lines that need no network would keep the thread to themselves.
         tokio::task::coop::consume_budget().await;
         let outcome = match WarmRequest::parse(line.data, push.options()) {
-            Ok(request) => self.warmer.warm_until(deadline, &request, line.id, source(push)).await,
+            Ok(request) => self.warm(&request, push, Some(line.id), deadline).await,
             Err(not_a_request) => self.warmer.refused(not_a_request.reason(), line.id, source(push)).await,
         };
         self.report(outcome).await

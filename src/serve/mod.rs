@@ -4,6 +4,7 @@
 
 mod auth;
 mod body;
+mod deliveries;
 mod envelope;
 mod handler;
 mod pack;

@@ -38,6 +38,8 @@ pub(crate) enum ConnectError {
     Connect(io::Error),
     /// No address answered in time.
     Timeout,
+    /// There was a connection, but no TLS on it in time.
+    TlsTimeout,
 }
 
 impl Connector {
@@ -122,6 +124,7 @@ impl fmt::Display for ConnectError {
             Self::Name(NoAddress::Timeout) => write!(f, "looking the name up took too long"),
             Self::Connect(error) => write!(f, "connecting: {error}"),
             Self::Timeout => write!(f, "connecting took too long"),
+            Self::TlsTimeout => write!(f, "the TLS handshake took too long"),
         }
     }
 }

@@ -14,6 +14,7 @@ use url::Url;
 use super::WarmArgs;
 use super::addresses::check_public;
 use super::guard::Guard;
+use super::names::NoAddress;
 use super::stand::origin::{Answer, Asked, Origin, cacheable, status};
 use super::stand::{NameServer, PUBLIC, Stand, addresses, corpus_names, is_refused, rows};
 use crate::request::{NotARequest, WarmRequest};
@@ -307,7 +308,7 @@ async fn a_name_server_that_is_silent_about_one_name_does_not_hold_up_the_others
     assert_eq!(names.look_up("cdn.example.com").await.unwrap()[..], [PUBLIC]);
     assert!(waiting.iter().any(|look_up| !look_up.is_finished()), "it did not wait for the others");
     for look_up in waiting {
-        assert_eq!(look_up.await.unwrap(), Err(super::NoAddress::Timeout));
+        assert_eq!(look_up.await.unwrap(), Err(NoAddress::Timeout));
     }
 }
 

@@ -1,24 +1,32 @@
 //! The one door to origins: a request goes through the guard to the edge, its body is read and dropped, and the
 //! response headers say how warm the edge is.
 //!
-//! [`Warmer`] is the whole of it; `guard`, with `addresses` and `hosts`, says what may be fetched, `names` looks names up,
-//! `connect` dials, `redirect` says where a response leads, `cdn` reads the verdict from the headers. Nothing here knows Kafka, Pub/Sub or what is answered to whom.
+//! [`Warmer`] is the whole of it; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights` lets equal
+//! requests share a GET, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `tls`, `connect` and
+//! `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge. Nothing here knows Kafka,
+//! Pub/Sub or what is answered to whom.
 
 mod addresses;
+mod body;
+mod breaker;
 pub(crate) mod cdn;
+mod client;
 mod connect;
 #[cfg(test)]
 mod corpora;
+mod flights;
 mod guard;
 mod hosts;
+mod limit;
 mod names;
+mod range;
 mod redirect;
 #[cfg(test)]
 mod stand;
+mod tls;
+mod turns;
 
 use clap::builder::BoolishValueParser;
-use std::error::Error;
-use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -26,40 +34,33 @@ use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, Version, header};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::{Body, Incoming};
-use hyper_rustls::builderstates::WantsSchemes;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Empty;
+use hyper::body::Incoming;
 use jiff::Timestamp;
 
 pub(crate) use addresses::{AllowedAddress, ConnectTo};
-use connect::{ConnectError, Connector};
+use body::{BodyLimits, drain, read_and_drop};
+pub(crate) use client::WarmMethod;
+use client::{HttpClient, http_client, http_request, too_many_interim_responses, why_no_response};
+use connect::Connector;
+use flights::Flights;
 use guard::Guard;
 pub(crate) use hosts::{AllowedHost, HostPattern, list_item};
-use names::{Names, NoAddress};
+use names::Names;
+use rustls::ClientConfig;
+use tls::TlsConnector;
+use turns::{Turn, Turns};
 
 use crate::outcome::{CacheEvidence, Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
 use crate::telemetry::instance::{Identity, InstanceArgs};
 use crate::verdict::{Failure, Verdict};
 
-/// How long a host may take to accept a connection, over all its addresses.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a response may keep its head to itself, connecting and TLS included.
-const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(20);
-/// A body this short is read, if it comes this fast, even where its status made the verdict already: the connection can
-/// then be used again.
-const DRAINED_BYTES: u64 = 64 << 10;
-const DRAIN_LIMIT: Duration = Duration::from_secs(1);
-/// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to say so: one that died
-/// silently would otherwise take every request given to it down to its time-out.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_LIMIT: Duration = Duration::from_secs(5);
-/// GETs for one request, as long as failures are curable.
+/// GETs for one request, as long as failures are curable, and for how long after the first another is begun: what takes
+/// longer to fail would keep its place among the pushes under way for as long again, and a redelivery does as well.
 const ATTEMPTS: usize = 3;
+const RETRY_WITHIN: Duration = Duration::from_secs(10);
 
 /// How URLs are fetched, as every warming role takes it.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -100,6 +101,33 @@ pub(crate) struct WarmArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
           value_parser = clap::value_parser!(u16).range(1..=600))]
     pub(crate) timeout: u16,
+
+    /// Seconds for a connection, over all addresses of a host, and as many again for its TLS handshake
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, env = "CDNWARM_CONNECT_TIMEOUT",
+          value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub(crate) connect_timeout: u16,
+
+    /// Seconds from a request to the head of its response, connecting included
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, env = "CDNWARM_FIRST_BYTE_TIMEOUT",
+          value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub(crate) first_byte_timeout: u16,
+
+    /// Seconds that a body may pause before it counts as stalled
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, env = "CDNWARM_STALL_TIMEOUT",
+          value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub(crate) stall_timeout: u16,
+
+    /// Bytes of the longest body that is read, as it comes and not as it unpacks
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 30, env = "CDNWARM_MAX_BODY_BYTES")]
+    pub(crate) max_body_bytes: u64,
+
+    /// Method of requests; head looks without filling, for edges that store nothing without a body
+    #[arg(long, value_enum, default_value_t, env = "CDNWARM_METHOD")]
+    pub(crate) method: WarmMethod,
+
+    /// Send Authorization where a record asks for it (warm-header-authorization), over http too; refused otherwise
+    #[arg(long, env = "CDNWARM_ALLOW_AUTHORIZATION", value_parser = BoolishValueParser::new())]
+    pub(crate) allow_authorization: bool,
 }
 
 impl WarmArgs {
@@ -111,6 +139,12 @@ impl WarmArgs {
             follow_redirects: 5,
             certify: true,
             timeout: 60,
+            connect_timeout: 5,
+            first_byte_timeout: 20,
+            stall_timeout: 20,
+            max_body_bytes: 16 << 30,
+            method: WarmMethod::Get,
+            allow_authorization: false,
             ..Self::default()
         }
     }
@@ -128,17 +162,20 @@ impl WarmArgs {
     }
 }
 
-type HttpClient = Client<HttpsConnector<Connector>, Empty<Bytes>>;
-
 /// Warms one edge. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(crate) struct Warmer {
-    client: HttpClient,
+    turns: Arc<Turns<HttpClient>>,
+    flights: Arc<Flights<(Verdict, Progress)>>,
     guard: Arc<Guard>,
     identity: Identity,
     certify: bool,
     follow_redirects: u8,
+    method: WarmMethod,
+    allow_authorization: bool,
     limit: Duration,
+    first_byte_limit: Duration,
+    body_limits: BodyLimits,
 }
 
 impl Warmer {
@@ -147,39 +184,36 @@ impl Warmer {
     /// # Errors
     /// Where the system has no CA certificates at all.
     pub(crate) fn new(args: WarmArgs) -> anyhow::Result<Self> {
-        let tls = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|error| {
-                anyhow::anyhow!(
-                    "reading CA certificates: {error}; install ca-certificates or set SSL_CERT_FILE"
-                )
-            })?;
-        let names = Names::of_system()?;
-        Ok(Self::build(args, tls, |guard| Connector::new(guard, names, CONNECT_LIMIT)))
+        // Two descriptors for each push under way are more than the usual 1,024 have room for.
+        if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+            tracing::debug!("raising the limit on open files: {error}");
+        }
+        let (tls, names) = (tls::system_config()?, Names::of_system()?);
+        Ok(Self::build(args, tls, |guard, limit| Connector::new(guard, names, limit)))
     }
 
     /// The rest of it, from what a test brings along: CA certificates, and how names and addresses are found.
     fn build(
         mut args: WarmArgs,
-        tls: HttpsConnectorBuilder<WantsSchemes>,
-        connector: impl FnOnce(Arc<Guard>) -> Connector,
+        tls: ClientConfig,
+        connector: impl FnOnce(Arc<Guard>, Duration) -> Connector,
     ) -> Self {
+        let seconds = |seconds: u16| Duration::from_secs(seconds.into());
         let guard = Arc::new(args.guard());
-        let connector = tls.https_or_http().enable_all_versions().wrap_connector(connector(guard.clone()));
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_timeout(PING_LIMIT)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build(connector);
+        let connect_limit = seconds(args.connect_timeout);
+        let connector = TlsConnector::new(connector(guard.clone(), connect_limit), tls, connect_limit);
         Self {
-            client,
+            turns: Arc::new(Turns::new(move || http_client(connector.clone()))),
+            flights: Arc::new(Flights::new()),
             guard,
             identity: Identity::discover(args.instance),
             certify: args.certify,
             follow_redirects: args.follow_redirects,
-            limit: Duration::from_secs(args.timeout.into()),
+            method: args.method,
+            allow_authorization: args.allow_authorization,
+            limit: seconds(args.timeout),
+            first_byte_limit: seconds(args.first_byte_timeout),
+            body_limits: BodyLimits { stall: seconds(args.stall_timeout), bytes: args.max_body_bytes },
         }
     }
 
@@ -202,26 +236,55 @@ impl Warmer {
         source: Source,
     ) -> Outcome {
         let region = &self.identity.get().await.region;
-        let refusal = match request.refusal(region, Timestamp::now()) {
-            Some(reason) => Some(reason),
-            None => self.guard.check(request.url()).err(),
-        };
-        let mut progress = Progress::default();
-        let verdict = match refusal {
-            Some(reason) => Verdict::Refused(reason),
-            None if Instant::now() >= deadline => Verdict::Failed(Failure::TotalTimeout),
-            None => {
-                let started = Instant::now();
-                let work = self.fetch_with_retries(request, &mut progress);
-                let in_time = tokio::time::timeout_at(deadline.into(), work).await.ok();
-                // A second look that takes too long does not unsay what the first one saw.
-                let verdict = in_time.or(progress.filled.then_some(Verdict::Filled));
-                let verdict = verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout));
-                progress.exchange.total_ms = milliseconds(started.elapsed());
-                verdict
+        let (verdict, progress) = match self.refusal(request, region) {
+            Some(reason) => (Verdict::Refused(reason), Progress::default()),
+            None if Instant::now() >= deadline => {
+                (Verdict::Failed(Failure::TotalTimeout), Progress::default())
             }
+            None => self.share(deadline, request).await,
         };
         self.outcome(verdict, shown_url(request.url()), id, source, progress).await
+    }
+
+    /// Why this is not to be fetched at all, if so.
+    fn refusal(&self, request: &WarmRequest, region: &str) -> Option<String> {
+        if let Some(reason) = request.refusal(region, Timestamp::now()) {
+            return Some(reason);
+        }
+        if !self.allow_authorization && request.headers().contains_key(header::AUTHORIZATION) {
+            return Some("option warm-header-authorization: not allowed by the operator".to_owned());
+        }
+        self.guard.check(request.url()).err()
+    }
+
+    /// Fetches, or waits for what an equal request has under way already.
+    async fn share(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
+        let started = Instant::now();
+        let (flight, is_own) = self.flights.join(request, || {
+            let (warmer, request) = (self.clone(), request.clone());
+            async move { warmer.fetch_until(deadline, &request).await }
+        });
+        // Another's may have begun later, and end later.
+        let landed = tokio::time::timeout_at(deadline.into(), flight).await;
+        let (verdict, mut progress) =
+            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()));
+        if !is_own {
+            // What was read is told once.
+            progress.attempts = 0;
+            progress.exchange.bytes = 0;
+        }
+        progress.exchange.total_ms = milliseconds(started.elapsed());
+        (verdict, progress)
+    }
+
+    /// Fetches within the time that there is.
+    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
+        let mut progress = Progress::default();
+        let work = self.fetch_with_retries(deadline, request, &mut progress);
+        let in_time = tokio::time::timeout_at(deadline.into(), work).await.ok();
+        // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
+        let verdict = in_time.or(progress.so_far.take());
+        (verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout)), progress)
     }
 
     /// The outcome of something that never became a request.
@@ -254,27 +317,40 @@ impl Warmer {
     }
 
     /// Fetches until there is a verdict that trying again would not change, a few times at most.
-    async fn fetch_with_retries(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+    async fn fetch_with_retries(
+        &self,
+        deadline: Instant,
+        request: &WarmRequest,
+        progress: &mut Progress,
+    ) -> Verdict {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(200))
             .with_max_times(ATTEMPTS - 1)
             .with_jitter()
             .build();
+        let last = deadline.min(Instant::now() + RETRY_WITHIN);
         loop {
-            let verdict = self.fetch(request, progress).await;
+            let verdict = self.fetch(deadline, request, progress).await;
+            if matches!(verdict, Verdict::Failed(Failure::CircuitOpen | Failure::HostBusy)) {
+                // The host is not to be asked now: why the try before failed says more, and another is no use.
+                return progress.so_far.take().unwrap_or(verdict);
+            }
             match delays.next() {
-                Some(delay) if verdict.is_curable() => tokio::time::sleep(delay).await,
+                Some(delay) if verdict.is_curable() && Instant::now() + delay < last => {
+                    progress.so_far = Some(verdict);
+                    tokio::time::sleep(delay).await;
+                }
                 _ => return verdict,
             }
         }
     }
 
     /// One GET, and a second look where the first filled the edge and the operator wants proof.
-    async fn fetch(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
-        let first = self.get(request, progress).await;
+    async fn fetch(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        let first = self.get(deadline, request, progress).await;
         if first == Verdict::Filled && self.certify {
-            progress.filled = true;
-            match self.get(request, progress).await {
+            progress.so_far = Some(first.clone());
+            match self.get(deadline, request, progress).await {
                 // The edge itself says that it kept nothing: what it said of storing stands uncertified.
                 second @ (Verdict::Failed(_) | Verdict::Refused(_)) => {
                     tracing::debug!("second look failed: {second}");
@@ -287,42 +363,57 @@ impl Warmer {
     }
 
     /// One GET, and those that redirects ask for instead.
-    async fn get(&self, request: &WarmRequest, progress: &mut Progress) -> Verdict {
-        progress.final_url = None;
+    async fn get(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Verdict {
         let mut next: Option<WarmRequest> = None;
         let mut followed = 0;
         loop {
-            match self.ask(next.as_ref().unwrap_or(request), followed, progress).await {
-                ControlFlow::Break(verdict) => return verdict,
+            match self.hop(deadline, next.as_ref().unwrap_or(request), followed, progress).await {
                 ControlFlow::Continue(redirected) => {
                     progress.final_url = Some(shown_url(redirected.url()));
                     next = Some(redirected);
                     followed += 1;
                 }
+                ControlFlow::Break(verdict) => {
+                    if followed == 0 {
+                        // Another try, before, may have been redirected.
+                        progress.final_url = None;
+                    }
+                    return verdict;
+                }
             }
         }
     }
 
-    /// One GET, to its verdict or to the request that it leads to after `followed` redirects.
-    async fn ask(
+    /// One GET, once its host may be asked: to its verdict, or to the request that it leads to after `followed` redirects.
+    async fn hop(
         &self,
+        deadline: Instant,
         request: &WarmRequest,
         followed: u8,
         progress: &mut Progress,
     ) -> ControlFlow<Verdict, WarmRequest> {
-        let get = http_request(request);
+        match self.turns.take(request.url(), deadline.into()).await {
+            Ok(turn) => turn.spend(self.ask(&turn, request, followed, progress)).await,
+            Err(failure) => ControlFlow::Break(Verdict::Failed(failure)),
+        }
+    }
+
+    /// One GET, to the end of its body.
+    async fn ask(
+        &self,
+        turn: &Turn<HttpClient>,
+        request: &WarmRequest,
+        followed: u8,
+        progress: &mut Progress,
+    ) -> ControlFlow<Verdict, WarmRequest> {
+        let get = http_request(request, self.method);
         let (asked, _) = get.clone().into_parts();
-        let started = Instant::now();
         progress.attempts += 1;
-        let response = match tokio::time::timeout(FIRST_BYTE_LIMIT, self.client.request(get)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return ControlFlow::Break(why_no_response(&error)),
-            Err(_) => return ControlFlow::Break(Verdict::Failed(Failure::FirstByteTimeout)),
-        };
         let exchange = &mut progress.exchange;
-        exchange.ttfb_ms.get_or_insert(milliseconds(started.elapsed()));
-        exchange.http_status = Some(response.status().as_u16());
-        let (response, body) = response.into_parts();
+        let (response, body) = match self.head(turn, get, exchange).await {
+            Ok(response) => response.into_parts(),
+            Err(verdict) => return ControlFlow::Break(verdict),
+        };
         let leads_on = redirect::next(&self.guard, self.follow_redirects, followed, request, &response);
         if let Some(decided) = leads_on.transpose().or_else(|| failure(&asked, &response).map(Err)) {
             drain(body, &mut exchange.bytes).await;
@@ -331,40 +422,77 @@ impl Warmer {
                 Err(verdict) => ControlFlow::Break(verdict),
             };
         }
-        if !read_and_drop(body, response.version, &mut exchange.bytes).await {
-            return ControlFlow::Break(Verdict::Failed(Failure::Truncated));
+        ControlFlow::Break(self.judge(&asked, &response, body, exchange).await)
+    }
+
+    /// Reads the body of a response that counts, and says what it was worth.
+    async fn judge(
+        &self,
+        asked: &http::request::Parts,
+        response: &http::response::Parts,
+        body: Incoming,
+        exchange: &mut Exchange,
+    ) -> Verdict {
+        // A response to HEAD tells of a body that does not come.
+        if asked.method != Method::HEAD {
+            let before = exchange.bytes;
+            let read = read_and_drop(body, response.version, self.body_limits, &mut exchange.bytes).await;
+            let part_bytes = range::part_bytes(&asked.headers, response);
+            match read.and(part_bytes) {
+                Ok(None) => {}
+                Ok(Some(bytes)) if bytes == exchange.bytes - before => {}
+                Ok(Some(_)) => return Verdict::Failed(Failure::OtherRange),
+                Err(failure) => return Verdict::Failed(failure),
+            }
         }
-        let (verdict, evidence) = cdn::judge(&asked, &response, SystemTime::now());
+        let (verdict, evidence) = cdn::judge(asked, response, SystemTime::now());
         exchange.cache = Some(evidence).filter(|evidence| *evidence != CacheEvidence::default());
-        ControlFlow::Break(verdict)
+        match verdict {
+            // Whether the edge fetched more than a head is not known.
+            Verdict::Filled if asked.method == Method::HEAD => Verdict::Fetched,
+            verdict => verdict,
+        }
+    }
+
+    /// The head of the response, in time; what the host said by it goes into its turn.
+    async fn head(
+        &self,
+        turn: &Turn<HttpClient>,
+        mut request: Request<Empty<Bytes>>,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Incoming>, Verdict> {
+        let started = Instant::now();
+        let too_many = too_many_interim_responses(&mut request);
+        let asking = tokio::time::timeout(self.first_byte_limit, turn.client().request(request));
+        let answered = tokio::select! {
+            answered = asking => answered,
+            () = too_many => return Err(Verdict::Failed(Failure::HeadTooLarge)),
+        };
+        let verdict = match answered {
+            Ok(Ok(response)) => {
+                let ttfb = started.elapsed();
+                turn.answered(ttfb, response.status(), response.headers());
+                exchange.ttfb_ms.get_or_insert(milliseconds(ttfb));
+                exchange.http_status = Some(response.status().as_u16());
+                return Ok(response);
+            }
+            Ok(Err(error)) => why_no_response(&error),
+            Err(_) => Verdict::Failed(Failure::FirstByteTimeout),
+        };
+        turn.unanswered(&verdict);
+        Err(verdict)
     }
 }
 
 /// What was done for one request so far; kept outside the futures, so that a time-out does not lose it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Progress {
     exchange: Exchange,
     attempts: u32,
     /// Where the redirects of the last GET led.
     final_url: Option<String>,
-    /// The verdict `filled` stands, and only its certificate is looked for.
-    filled: bool,
-}
-
-/// The GET as a viewer's player would send it, with what the request asks for on top.
-fn http_request(request: &WarmRequest) -> Request<Empty<Bytes>> {
-    let mut get = Request::new(Empty::new());
-    // Every URL of the url crate is a valid request target once it is serialized.
-    *get.uri_mut() = request.url().as_str().parse().expect("a serialized URL is a URI");
-    let headers = get.headers_mut();
-    headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate, br, zstd"));
-    headers
-        .insert(header::USER_AGENT, HeaderValue::from_static(concat!("cdnwarm/", env!("CARGO_PKG_VERSION"))));
-    for (name, value) in request.headers() {
-        headers.insert(name, value.clone());
-    }
-    get
+    /// The verdict that stands where what is under way does not end in time.
+    so_far: Option<Verdict>,
 }
 
 /// What the status alone says against the response, if anything.
@@ -374,58 +502,6 @@ fn failure(asked: &http::request::Parts, response: &http::response::Parts) -> Op
         response.status == StatusCode::PARTIAL_CONTENT && !asked.headers.contains_key(header::RANGE);
     let is_whole = response.status.is_success() && !is_part;
     (!is_whole).then(|| Verdict::Failed(Failure::Status(response.status.as_u16())))
-}
-
-/// Reads a body to its end, a frame at a time and each dropped at once, so that its size does not matter; false where
-/// it broke off.
-async fn read_and_drop(mut body: Incoming, version: Version, bytes: &mut u64) -> bool {
-    while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => *bytes += frame.data_ref().map_or(0, Bytes::len) as u64,
-            Err(error) => {
-                tracing::debug!("body: {error}");
-                return false;
-            }
-        }
-    }
-    // An HTTP/2 stream that is reset with NO_ERROR ends like a whole one, but without its END_STREAM and maybe short
-    // of its declared length.
-    body.size_hint().lower() == 0 && (version != Version::HTTP_2 || body.is_end_stream())
-}
-
-/// Reads a body that does not matter, if it is short and there soon.
-async fn drain(body: Incoming, bytes: &mut u64) {
-    if body.size_hint().upper().is_some_and(|upper| upper <= DRAINED_BYTES) {
-        // Nothing depends on it; the connection is closed where it does not end.
-        let _ = tokio::time::timeout(DRAIN_LIMIT, read_and_drop(body, Version::HTTP_11, bytes)).await;
-    }
-}
-
-/// From the client's error, which wraps ours, rustls' and hyper's, to the one word that helps.
-fn why_no_response(error: &hyper_util::client::legacy::Error) -> Verdict {
-    tracing::debug!("no response: {error:?}");
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(connect) = current.downcast_ref::<ConnectError>() {
-            return match connect {
-                ConnectError::Refused(reason) => Verdict::Refused(reason.clone()),
-                ConnectError::Name(NoAddress::NotFound) => Verdict::Failed(Failure::Dns),
-                ConnectError::Name(NoAddress::Timeout) => Verdict::Failed(Failure::DnsTimeout),
-                ConnectError::Connect(_) => Verdict::Failed(Failure::Connect),
-                ConnectError::Timeout => Verdict::Failed(Failure::ConnectTimeout),
-            };
-        }
-        // An io::Error's `source` skips the error inside it.
-        let inside = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(tls) = inside.and_then(|inside| inside.downcast_ref::<rustls::Error>()) {
-            return Verdict::Failed(Failure::Tls(tls.to_string()));
-        }
-        cause = match inside {
-            Some(inside) => Some(inside),
-            None => current.source(),
-        };
-    }
-    Verdict::Failed(if error.is_connect() { Failure::Connect } else { Failure::Protocol })
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -13,7 +13,6 @@ use hickory_resolver::Hosts;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::{RData, Record, RecordType};
-use hyper_rustls::HttpsConnectorBuilder;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::{TcpStream, UdpSocket};
@@ -21,7 +20,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use self::origin::Origin;
 use super::connect::Connector;
 use super::names::Names;
-use super::{CONNECT_LIMIT, WarmArgs, Warmer};
+use super::{WarmArgs, Warmer};
 use crate::outcome::{Outcome, Source};
 use crate::request::WarmRequest;
 use crate::telemetry::instance::InstanceArgs;
@@ -153,6 +152,10 @@ impl Stand {
         let args = WarmArgs {
             instance: InstanceArgs { region: Some("here".to_owned()), metadata_host: None },
             timeout: 20,
+            connect_timeout: 5,
+            first_byte_timeout: 20,
+            stall_timeout: 20,
+            max_body_bytes: 1 << 20,
             ..args
         };
         let mut roots = rustls::RootCertStore::empty();
@@ -165,8 +168,8 @@ impl Stand {
             .with_no_client_auth();
         let detour = Arc::new(Detour { to: origin.addr, dialled: Mutex::default() });
         let names = name_server.names(Duration::from_nanos(1));
-        let warmer = Warmer::build(args, HttpsConnectorBuilder::new().with_tls_config(config), |guard| {
-            let mut connector = Connector::new(guard, names, CONNECT_LIMIT);
+        let warmer = Warmer::build(args, config, |guard, limit| {
+            let mut connector = Connector::new(guard, names, limit);
             connector.detour = Some(detour.clone());
             connector
         });

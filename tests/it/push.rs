@@ -18,15 +18,15 @@ use crate::support::origin::{Answer, Asked, Origin, cacheable, status};
 use crate::support::process::{Process, command};
 
 /// A `serve` before an origin.
-struct Served {
-    serve: Process,
-    url: String,
-    http: reqwest::Client,
+pub(crate) struct Served {
+    pub(crate) serve: Process,
+    pub(crate) url: String,
+    pub(crate) http: reqwest::Client,
 }
 
 impl Served {
     /// Every host is the origin; these further arguments come first.
-    async fn before(origin: &Origin, args: &[&str]) -> Self {
+    pub(crate) async fn before(origin: &Origin, args: &[&str]) -> Self {
         let connect_to = format!("*={}", origin.addr);
         let mut all =
             vec!["serve", "--listen", "127.0.0.1", "--port", "0", "--insecure-accept-unauthenticated"];
@@ -37,18 +37,18 @@ impl Served {
         Self::of(command).await
     }
 
-    async fn of(command: tokio::process::Command) -> Self {
+    pub(crate) async fn of(command: tokio::process::Command) -> Self {
         let serve = Process::spawn(command);
         let url = format!("http://{}/", serve.listening().await);
         Self { serve, url, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
-    async fn post(&self, body: impl Into<reqwest::Body>) -> u16 {
+    pub(crate) async fn post(&self, body: impl Into<reqwest::Body>) -> u16 {
         self.http.post(&self.url).body(body).send().await.unwrap().status().as_u16()
     }
 
     /// Pushes `data` with these attributes as Pub/Sub does, a moment ago; `more` goes beside the message.
-    async fn push(&self, data: &[u8], attributes: &Value, more: &Value) -> u16 {
+    pub(crate) async fn push(&self, data: &[u8], attributes: &Value, more: &Value) -> u16 {
         let published = jiff::Timestamp::now().to_string();
         let mut envelope = json!({
             "message": {
@@ -64,12 +64,12 @@ impl Served {
     }
 
     /// Pushes a URL without attributes.
-    async fn push_url(&self, url: &str) -> u16 {
+    pub(crate) async fn push_url(&self, url: &str) -> u16 {
         self.push(url.as_bytes(), &json!({}), &json!({})).await
     }
 
     /// The only outcome so far.
-    async fn outcome(&self) -> Value {
+    pub(crate) async fn outcome(&self) -> Value {
         eventually("an outcome", async || self.serve.outcomes().first().cloned()).await
     }
 }
@@ -91,9 +91,13 @@ async fn every_row_of_the_envelope_corpus_is_answered_as_it_says() {
         .map(|row| url::Url::parse(row[2]).unwrap().host_str().unwrap().to_owned())
         .collect();
     let origin = Origin::start(&hosts, |_| cacheable()).await;
-    let served = Served::before(&origin, &[]).await;
+    let mut served = Served::before(&origin, &[]).await;
     for row in &rows {
         let (file, expected) = (row[0], row[1]);
+        if expected == "accept" {
+            // One of its own: the rows share a message id, and a redelivery makes no GET.
+            served = Served::before(&origin, &[]).await;
+        }
         let answer = served.post(std::fs::read(folder.join(file)).unwrap()).await;
         let asked: Vec<String> = origin.asked().into_iter().map(|asked| asked.url).collect();
         if expected == "accept" {

@@ -5,6 +5,7 @@ pub(crate) mod origin;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod publisher;
+pub(crate) mod raw_origin;
 pub(crate) mod records;
 pub(crate) mod stand;
 pub(crate) mod tokens;

@@ -21,8 +21,19 @@ pub(crate) struct Process {
 
 /// The binary with nothing of the caller's environment that could change what it does.
 pub(crate) fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cdnwarm"));
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command_by(&[], args)
+}
+
+/// As [`command`], started by another program that takes its command line as its last arguments.
+pub(crate) fn command_by(starter: &[&str], args: &[&str]) -> Command {
+    let line = [starter, &[env!("CARGO_BIN_EXE_cdnwarm")], args].concat();
+    let mut command = Command::new(line[0]);
+    command
+        .args(&line[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
     for name in ["PUBSUB_EMULATOR_HOST", "PORT", "SSL_CERT_FILE", "GOOGLE_APPLICATION_CREDENTIALS"] {
         command.env_remove(name);
     }
@@ -107,6 +118,15 @@ impl Process {
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("it is running")
+    }
+
+    /// What the kernel says of it: bytes in memory, and open descriptors.
+    pub(crate) fn footprint(&self) -> (u64, usize) {
+        let of = format!("/proc/{}", self.pid());
+        let status = std::fs::read_to_string(format!("{of}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        (kib << 10, std::fs::read_dir(format!("{of}/fd")).unwrap().count())
     }
 
     /// Sends a signal.

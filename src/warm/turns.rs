@@ -1,0 +1,526 @@
+//! Who may ask a host now: its limit, its breaker, the time it asked for, and a bounded queue before them; a table of hosts.
+//!
+//! Each host has a client of its own, and with it its connections: one that is slow or dead holds up nobody else, and a
+//! host that leaves the table takes its idle connections along.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use url::{Position, Url};
+
+use super::breaker::{Admission, Breaker};
+use super::limit::Limit;
+use crate::verdict::{Failure, Verdict};
+
+/// Hosts that are known at once; the one not asked for the longest leaves first.
+const MAX_HOSTS: u64 = 1_024;
+const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
+/// Requests that wait for a turn with one host; further ones are turned away at once. With those under way it is well
+/// below what `serve` takes in at once, so that one host alone cannot fill it.
+const MAX_WAITING: usize = 384;
+/// A request that takes longer than this no longer counts against its host's limit, as long as the host answers others:
+/// a few URLs that hang, or long bodies, would otherwise leave no room for the rest. So many of them do not count.
+const LATE: Duration = Duration::from_secs(1);
+const MAX_LATE: usize = 256;
+/// How long ago an answer may be that shows a host alive.
+const ALIVE: Duration = Duration::from_secs(20);
+/// How long a host that says "too much" without a time is left alone: at first, and at most, each time twice as long.
+const PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The longest `Retry-After` that is believed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
+
+/// The hosts of one process. `C` is the client that each has for itself.
+pub(super) struct Turns<C> {
+    hosts: Cache<String, Arc<Host<C>>>,
+    new_client: Box<dyn Fn() -> C + Send + Sync>,
+}
+
+struct Host<C> {
+    client: C,
+    /// As many permits as `State::places`, less those that are out.
+    permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    limit: Limit,
+    breaker: Breaker,
+    /// Permits that there are; follows the limit, downwards as they come back.
+    places: usize,
+    paused_until: Option<Instant>,
+    /// Pauses in a row.
+    pauses: u32,
+    answered_at: Option<Instant>,
+    /// Requests under way that do not count.
+    late: usize,
+}
+
+/// One request's turn with its host. Dropping it makes room for the next.
+pub(super) struct Turn<C: Send + Sync + 'static> {
+    host: Arc<Host<C>>,
+    began: Instant,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    /// None once it was given up, being late.
+    permit: Option<OwnedSemaphorePermit>,
+    /// Until it told something.
+    is_probe: bool,
+}
+
+impl<C: Send + Sync + 'static> Turns<C> {
+    pub(super) fn new(new_client: impl Fn() -> C + Send + Sync + 'static) -> Self {
+        let hosts = Cache::builder()
+            .max_capacity(MAX_HOSTS)
+            .time_to_idle(IDLE_LIMIT)
+            // moka's default may refuse a newcomer, which would then have no limit at all.
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        Self { hosts, new_client: Box::new(new_client) }
+    }
+
+    /// Waits for a turn with the URL's host, until `deadline` at most.
+    ///
+    /// # Errors
+    /// [`Failure::CircuitOpen`] at once, and [`Failure::HostBusy`]: at once where the queue is full or the host asked to
+    /// be left alone beyond the deadline, else at the deadline.
+    pub(super) async fn take(&self, url: &Url, deadline: Instant) -> Result<Turn<C>, Failure> {
+        let name = &url[Position::BeforeHost..Position::BeforePath];
+        let key = if url.port().is_some() { name.to_owned() } else { format!("{name}:{}", url.scheme()) };
+        let host = self.hosts.get_with(key, || Arc::new(Host::new((self.new_client)())));
+        host.turn(deadline).await
+    }
+}
+
+impl<C: Send + Sync + 'static> Host<C> {
+    fn new(client: C) -> Self {
+        let limit = Limit::new();
+        let places = limit.places();
+        let state = State {
+            limit,
+            breaker: Breaker::default(),
+            places,
+            paused_until: None,
+            pauses: 0,
+            answered_at: None,
+            late: 0,
+        };
+        Self {
+            client,
+            permits: Arc::new(Semaphore::new(places)),
+            waiting: AtomicUsize::new(0),
+            state: Mutex::new(state),
+        }
+    }
+
+    async fn turn(self: Arc<Self>, deadline: Instant) -> Result<Turn<C>, Failure> {
+        let mut waiting = None;
+        loop {
+            let pause = {
+                let (state, now) = (self.state(), Instant::now());
+                if state.breaker.is_open(now) {
+                    return Err(Failure::CircuitOpen);
+                }
+                state.paused_until.filter(|until| *until > now)
+            };
+            let permit = match pause {
+                None => self.permits.clone().try_acquire_owned().ok(),
+                Some(until) if until >= deadline => return Err(Failure::HostBusy),
+                Some(_) => None,
+            };
+            if let Some(permit) = permit {
+                match self.clone().admit(permit)? {
+                    Some(turn) => return Ok(turn),
+                    None => continue,
+                }
+            }
+            if waiting.is_none() {
+                waiting = Some(Waiting::join(&self.waiting).ok_or(Failure::HostBusy)?);
+            }
+            if let Some(until) = pause {
+                tokio::time::sleep_until(until).await;
+                continue;
+            }
+            let permit = tokio::time::timeout_at(deadline, self.permits.clone().acquire_owned());
+            let permit = permit.await.map_err(|_| Failure::HostBusy)?;
+            let permit = permit.expect("the semaphore is never closed");
+            if let Some(turn) = self.clone().admit(permit)? {
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// From a permit to a turn; none where things changed while it was waited for.
+    fn admit(self: Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Option<Turn<C>>, Failure> {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.places > state.limit.places() {
+            state.places -= 1;
+            permit.forget();
+            return Ok(None);
+        }
+        if state.paused_until.is_some_and(|until| until > now) {
+            return Ok(None);
+        }
+        let admission = state.breaker.admit(now);
+        drop(state);
+        match admission {
+            Admission::No => Err(Failure::CircuitOpen),
+            admission => {
+                let held = Held { permit: Some(permit), is_probe: admission == Admission::Probe };
+                Ok(Some(Turn { host: self, began: now, held: Mutex::new(held) }))
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Takes a permit back, or out of the world where there are too many.
+    fn take_back(&self, state: &mut State, permit: OwnedSemaphorePermit) {
+        if state.places > state.limit.places() {
+            state.places -= 1;
+            permit.forget();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<C: Send + Sync + 'static> Turn<C> {
+    /// What to ask with.
+    pub(super) fn client(&self) -> &C {
+        &self.host.client
+    }
+
+    /// Does `work`, which is all of the request. Where it takes long, others need no longer wait for it.
+    pub(super) async fn spend<T>(&self, work: impl Future<Output = T>) -> T {
+        let give_way = async {
+            tokio::time::sleep_until(self.began + LATE).await;
+            while !self.give_way() {
+                tokio::time::sleep(LATE).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            done = work => done,
+            never = give_way => never,
+        }
+    }
+
+    /// Makes room for the next request; false where that would not be wise now.
+    fn give_way(&self) -> bool {
+        let (mut state, mut held) = (self.host.state(), lock(&self.held));
+        let is_alive = state.answered_at.is_some_and(|at| at.elapsed() < ALIVE);
+        if !is_alive || state.late >= MAX_LATE {
+            return false;
+        }
+        if let Some(permit) = held.permit.take() {
+            state.late += 1;
+            self.host.take_back(&mut state, permit);
+        }
+        true
+    }
+
+    /// The head of a response is here, so long after the request.
+    pub(super) fn answered(&self, ttfb: Duration, status: StatusCode, headers: &HeaderMap) {
+        let now = Instant::now();
+        let (mut state, was_probe) = (self.host.state(), self.was_probe());
+        if status.is_server_error() {
+            state.breaker.failed(was_probe, now);
+        } else {
+            state.breaker.succeeded();
+        }
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            state.limit.overloaded(now);
+            state.pause(retry_after(headers, SystemTime::now()), now);
+            return;
+        }
+        state.pauses = 0;
+        state.answered_at = Some(now);
+        let under_way = state.places.saturating_sub(self.host.permits.available_permits());
+        state.limit.answered(ttfb, under_way, now);
+        let wanted = state.limit.places();
+        if wanted > state.places {
+            self.host.permits.add_permits(wanted - state.places);
+            state.places = wanted;
+        }
+    }
+
+    /// There is no response, and this verdict instead.
+    pub(super) fn unanswered(&self, verdict: &Verdict) {
+        let Verdict::Failed(failure) = verdict else { return };
+        if !verdict.is_curable() {
+            return;
+        }
+        let now = Instant::now();
+        let (mut state, was_probe) = (self.host.state(), self.was_probe());
+        // Where others were answered meanwhile it is this URL that hangs, and not the host.
+        if *failure == Failure::FirstByteTimeout && state.answered_at.is_none_or(|at| at < self.began) {
+            state.limit.overloaded(now);
+        }
+        state.breaker.failed(was_probe, now);
+    }
+
+    /// Whether this was the probe, which has told by now.
+    fn was_probe(&self) -> bool {
+        std::mem::take(&mut lock(&self.held).is_probe)
+    }
+}
+
+impl<C: Send + Sync + 'static> Drop for Turn<C> {
+    fn drop(&mut self) {
+        let (mut state, mut held) = (self.host.state(), lock(&self.held));
+        if held.is_probe {
+            state.breaker.probe_told_nothing();
+        }
+        match held.permit.take() {
+            Some(permit) => self.host.take_back(&mut state, permit),
+            None => state.late -= 1,
+        }
+    }
+}
+
+impl State {
+    /// Leaves the host alone for as long as it asked, or a little longer each time.
+    fn pause(&mut self, asked: Option<Duration>, now: Instant) {
+        // Those that were under way together are turned away together, and are one.
+        if asked.is_none() && self.paused_until.is_some_and(|until| until > now) {
+            return;
+        }
+        let pause = asked.map_or_else(
+            || (PAUSE * (1 << self.pauses.min(16))).min(MAX_PAUSE).mul_f64(0.5 + fastrand::f64() / 2.0),
+            |asked| asked.min(MAX_RETRY_AFTER),
+        );
+        self.pauses = self.pauses.saturating_add(1);
+        self.paused_until = self.paused_until.max(Some(now + pause));
+    }
+}
+
+/// A place in a host's queue.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn join(count: &'a AtomicUsize) -> Option<Self> {
+        let place = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// `Retry-After`, in either of its forms (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns() -> Turns<()> {
+        Turns::new(|| ())
+    }
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    fn in_seconds(seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
+    }
+
+    fn says(turn: &Turn<()>, status: u16, headers: &[(&'static str, &str)]) {
+        let headers = headers.iter().map(|(name, value)| {
+            (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
+        });
+        let status = StatusCode::from_u16(status).unwrap();
+        turn.answered(Duration::from_millis(20), status, &headers.collect());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_is_full_holds_up_nobody_else_and_its_queue_is_bounded() {
+        let turns = Arc::new(turns());
+        let slow = url("https://slow.example.com/");
+        let mut held = Vec::new();
+        for _ in 0..64 {
+            held.push(turns.take(&slow, in_seconds(60)).await.ok().unwrap());
+        }
+        let waiting: Vec<_> = (0..MAX_WAITING)
+            .map(|_| {
+                let (turns, slow) = (turns.clone(), slow.clone());
+                tokio::spawn(async move { turns.take(&slow, in_seconds(60)).await.err() })
+            })
+            .collect();
+        let host = turns.hosts.get("slow.example.com:https").unwrap();
+        while host.waiting.load(Ordering::Relaxed) < MAX_WAITING {
+            tokio::task::yield_now().await;
+        }
+        let started = Instant::now();
+        assert_eq!(turns.take(&slow, in_seconds(60)).await.err(), Some(Failure::HostBusy));
+        assert!(turns.take(&url("https://good.example.com/"), in_seconds(60)).await.is_ok());
+        assert!(turns.take(&url("https://slow.example.com:8443/"), in_seconds(60)).await.is_ok());
+        assert_eq!(started.elapsed(), Duration::ZERO, "nobody waited");
+        drop(held.pop());
+        let mut told = Vec::new();
+        for turn in waiting {
+            told.push(turn.await.unwrap());
+        }
+        assert_eq!(started.elapsed(), Duration::ZERO, "one place is enough for all, one after another");
+        assert!(told.iter().all(Option::is_none), "{told:?}");
+        drop(held.pop());
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn urls_that_hang_leave_room_for_the_others_of_a_host_that_answers_and_only_there() {
+        for is_alive in [true, false] {
+            let (turns, host) = (Arc::new(turns()), url("https://example.com/"));
+            if is_alive {
+                says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 200, &[]);
+            }
+            for _ in 0..64 {
+                let turn = turns.take(&host, in_seconds(60)).await.ok().unwrap();
+                tokio::spawn(async move { turn.spend(tokio::time::sleep(Duration::from_secs(15))).await });
+            }
+            let started = Instant::now();
+            let mut waited = Vec::new();
+            for _ in 0..100 {
+                drop(turns.take(&host, in_seconds(60)).await.ok().unwrap());
+                waited.push(started.elapsed().as_secs());
+            }
+            assert_eq!(waited[99], if is_alive { 1 } else { 15 }, "alive: {is_alive}");
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let known = turns.hosts.get("example.com:https").unwrap();
+            assert_eq!((known.state().late, known.permits.available_permits()), (0, 64), "all is given back");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gets_no_turn_in_time_is_told_so_at_the_deadline() {
+        let (turns, slow) = (turns(), url("https://slow.example.com/"));
+        let mut held = Vec::new();
+        for _ in 0..64 {
+            held.push(turns.take(&slow, in_seconds(60)).await.ok().unwrap());
+        }
+        let started = Instant::now();
+        assert_eq!(turns.take(&slow, in_seconds(3)).await.err(), Some(Failure::HostBusy));
+        assert_eq!(started.elapsed(), Duration::from_secs(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_is_left_alone_for_as_long_as_it_asks_in_either_form() {
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(20));
+        for (status, value, shortest, longest) in [
+            (429, "7", 7, 7),
+            (503, "7", 7, 7),
+            (503, date.as_str(), 18, 20),
+            (429, "99999999999999999999", 600, 600),
+        ] {
+            let (turns, host) = (turns(), url("https://example.com/"));
+            says(&turns.take(&host, in_seconds(5)).await.ok().unwrap(), status, &[("retry-after", value)]);
+            let started = Instant::now();
+            assert_eq!(turns.take(&host, in_seconds(5)).await.err(), Some(Failure::HostBusy));
+            assert_eq!(started.elapsed(), Duration::ZERO, "nothing to wait for within the deadline");
+            assert!(turns.take(&url("https://other.example.com/"), in_seconds(5)).await.is_ok());
+            assert!(turns.take(&host, in_seconds(1_000)).await.is_ok());
+            let waited = started.elapsed().as_secs_f64().round() as u64;
+            assert!((shortest..=longest).contains(&waited), "{status} {value}: {waited} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_time_the_pauses_grow_until_an_answer_is_good() {
+        let (turns, host) = (turns(), url("https://example.com/"));
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            let started = Instant::now();
+            says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
+            waits.push(started.elapsed());
+        }
+        assert!(waits[8] > 20 * waits[1] && waits[8] < MAX_PAUSE, "{waits:?}");
+        says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 200, &[]);
+        says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
+        let started = Instant::now();
+        assert!(turns.take(&host, in_seconds(60)).await.is_ok());
+        assert!(started.elapsed() <= PAUSE, "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_fails_every_time_is_left_alone_and_then_asked_once() {
+        let (turns, dead) = (turns(), url("https://dead.example.com/"));
+        for _ in 0..10 {
+            let turn = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
+            turn.unanswered(&Verdict::Failed(Failure::ConnectTimeout));
+        }
+        assert_eq!(turns.take(&dead, in_seconds(5)).await.err(), Some(Failure::CircuitOpen));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let probe = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
+        assert_eq!(turns.take(&dead, in_seconds(5)).await.err(), Some(Failure::CircuitOpen));
+        drop(probe);
+        let probe = turns.take(&dead, in_seconds(5)).await.ok().unwrap();
+        says(&probe, 404, &[]);
+        assert!(turns.take(&dead, in_seconds(5)).await.is_ok(), "a 404 is an answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_in_the_queue_go_when_the_circuit_opens() {
+        let (turns, dead) = (Arc::new(turns()), url("https://dead.example.com/"));
+        let mut held = Vec::new();
+        for _ in 0..64 {
+            held.push(turns.take(&dead, in_seconds(60)).await.ok().unwrap());
+        }
+        let (waiter, host) = (turns.clone(), dead.clone());
+        let waiting = tokio::spawn(async move { waiter.take(&host, in_seconds(60)).await.err() });
+        tokio::task::yield_now().await;
+        for turn in held {
+            turn.unanswered(&Verdict::Failed(Failure::ConnectTimeout));
+        }
+        assert_eq!(waiting.await.unwrap(), Some(Failure::CircuitOpen));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_many_refusals_one_request_at_a_time_goes_out() {
+        let (turns, host) = (turns(), url("https://example.com/"));
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            says(&turns.take(&host, in_seconds(60)).await.ok().unwrap(), 429, &[]);
+        }
+        let only = turns.take(&host, in_seconds(60)).await.ok().unwrap();
+        assert_eq!(turns.take(&host, in_seconds(1)).await.err(), Some(Failure::HostBusy));
+        drop(only);
+        assert!(turns.take(&host, in_seconds(1)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_table_is_bounded_whatever_hosts_come() {
+        let turns = turns();
+        for n in 0..5_000 {
+            turns.take(&url(&format!("https://h{n}.example.com/")), in_seconds(60)).await.ok().unwrap();
+        }
+        turns.hosts.run_pending_tasks();
+        assert!(turns.hosts.entry_count() <= MAX_HOSTS);
+    }
+}
