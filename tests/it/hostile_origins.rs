@@ -107,7 +107,8 @@ async fn hostile(name: String, mut wire: Box<dyn Wire>) -> std::io::Result<()> {
             without_end(&mut wire, b"x", Duration::from_secs(1)).await
         }
         "flood-1xx" => {
-            without_end(&mut wire, b"HTTP/1.1 103 Early Hints\r\nlink: <a>\r\n\r\n", nothing).await
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nlink: <{}>\r\n\r\n", "a".repeat(1000));
+            without_end(&mut wire, hint.as_bytes(), nothing).await
         }
         "endless" => {
             wire.write_all(format!("{ok}\r\n").as_bytes()).await?;
