@@ -225,8 +225,11 @@ impl<S> Watched<S> {
     }
 
     fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
-        if result.is_pending() {
-            self.life.state().blocked_since.get_or_insert_with(Instant::now);
+        let mut state = self.life.state();
+        if result.is_ready() {
+            state.blocked_since = None;
+        } else {
+            state.blocked_since.get_or_insert_with(Instant::now);
         }
         result
     }
@@ -269,9 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Called once all that was to be written is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.life.state().blocked_since = None;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

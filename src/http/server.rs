@@ -58,12 +58,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Binds `addr`; port 0 takes any free one.
+    /// Binds `addr` for requests and answers of some kilobytes; port 0 takes any free one.
     ///
     /// # Errors
     /// A port that is taken or not allowed.
     pub(crate) async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let listener = listen(addr).with_context(|| format!("listening on {addr}"))?;
+        Self::bound(addr, listen(addr))
+    }
+
+    /// The same for large bodies, with as much memory for each connection as the system likes.
+    pub(crate) async fn bind_for_streams(addr: SocketAddr) -> anyhow::Result<Self> {
+        Self::bound(addr, TcpListener::bind(addr).await)
+    }
+
+    fn bound(addr: SocketAddr, listener: io::Result<TcpListener>) -> anyhow::Result<Self> {
+        let listener = listener.with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
         Ok(Self { listener, addr })
     }
