@@ -35,7 +35,7 @@ impl Origin {
     /// # Errors
     /// Where `addr` cannot be listened at.
     pub async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let server = Server::bind(addr).await?;
+        let server = Server::bind_for_streams(addr).await?;
         Ok(Self { server, body_bytes: BODY_BYTES, counts: Counts::default() })
     }
 

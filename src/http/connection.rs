@@ -27,7 +27,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(620);
 /// How long any other connection may rest. Longer than the common interval of probes.
 const STRANGER_IDLE_LIMIT: Duration = Duration::from_secs(12);
 /// How long a client may take to read what is sent to it.
-const READ_LIMIT: Duration = Duration::from_secs(10);
+const READ_LIMIT: Duration = Duration::from_secs(6);
 /// The same limits where places are short: for strangers and late heads, and for those who have proved themselves.
 const CROWDED_LIMIT: Duration = Duration::from_secs(2);
 const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(12);
@@ -88,6 +88,12 @@ impl Life {
         state.is_http2 = is_http2;
         state.under_way += 1;
         Exchange { life: self.clone(), is_post, is_unsent: false }
+    }
+
+    /// Whether a request has come, or had the time to.
+    fn may_be_closed(&self) -> bool {
+        let state = self.state();
+        state.used || state.since.elapsed() >= TICK
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -219,8 +225,11 @@ impl<S> Watched<S> {
     }
 
     fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
-        if result.is_pending() {
-            self.life.state().blocked_since.get_or_insert_with(Instant::now);
+        let mut state = self.life.state();
+        if result.is_ready() {
+            state.blocked_since = None;
+        } else {
+            state.blocked_since.get_or_insert_with(Instant::now);
         }
         result
     }
@@ -263,9 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Called once all that was to be written is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.life.state().blocked_since = None;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -315,7 +322,8 @@ where
                 }
                 return;
             }
-            () = ending.closing.cancelled(), if !is_told => {
+            // Whoever has only just come, perhaps out of the backlog, is given a second for the request that it came for.
+            () = ending.closing.cancelled(), if !is_told && life.may_be_closed() => {
                 is_told = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -434,7 +442,7 @@ mod tests {
         });
         assert!(futures_util::poll!(&mut writing).is_pending());
         let late = Some(Late::Hopeless("does not read its answers"));
-        assert_eq!(late_after(&life, false), (10, late));
+        assert_eq!(late_after(&life, false), (6, late));
         client.read_u8().await.unwrap();
         writing.await;
         assert_eq!(late_after(&life, false), (1_000, None));
@@ -452,10 +460,10 @@ mod tests {
         let body = StreamBody::new(Box::pin(stream));
         let mut answer = life.exchange(true, true).answered(StatusCode::OK, body);
         let late = || Some(Late::Hopeless("does not read its answers"));
-        assert_eq!(late_after(&life, false), (10, late()), "not even the first one");
+        assert_eq!(late_after(&life, false), (6, late()), "not even the first one");
         pieces.send(Bytes::from_static(b"a")).await.unwrap();
         answer.frame().await.unwrap().unwrap();
-        assert_eq!(late_after(&life, false), (10, late()));
+        assert_eq!(late_after(&life, false), (6, late()));
         assert!(futures_util::poll!(answer.frame()).is_pending());
         assert_eq!(late_after(&life, false), (1_000, None), "now it is ours to say more");
         drop(answer);

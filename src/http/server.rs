@@ -30,7 +30,8 @@ const MAX_CONNECTIONS: usize = 4_096;
 const BACKLOG: u32 = 1_024;
 /// What the system keeps for one connection and direction. By itself it would go up to megabytes, for each client that
 /// sends what is not read, or does not read.
-const SOCKET_BUFFER_BYTES: u32 = 64 << 10;
+const RECEIVE_BUFFER_BYTES: u32 = 64 << 10;
+const SEND_BUFFER_BYTES: u32 = 16 << 10;
 /// The most that the target of a request may take: a push's is its path and a token of the operator's.
 const MAX_TARGET_BYTES: usize = 8_192;
 /// An unwrapped push has 100 attributes beside what every request has.
@@ -57,12 +58,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Binds `addr`; port 0 takes any free one.
+    /// Binds `addr` for requests and answers of some kilobytes; port 0 takes any free one.
     ///
     /// # Errors
     /// A port that is taken or not allowed.
     pub(crate) async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let listener = listen(addr).with_context(|| format!("listening on {addr}"))?;
+        Self::bound(addr, listen(addr))
+    }
+
+    /// The same for large bodies, with as much memory for each connection as the system likes.
+    pub(crate) async fn bind_for_streams(addr: SocketAddr) -> anyhow::Result<Self> {
+        Self::bound(addr, TcpListener::bind(addr).await)
+    }
+
+    fn bound(addr: SocketAddr, listener: io::Result<TcpListener>) -> anyhow::Result<Self> {
+        let listener = listener.with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
         Ok(Self { listener, addr })
     }
@@ -149,8 +159,8 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restarted server takes its port again at once.
     socket.set_reuseaddr(true)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
-    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::support::PATIENCE;
 use crate::support::origin::{Origin, cacheable};
@@ -75,22 +75,30 @@ impl Target {
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
-    /// The most that its memory grows during `flood`, beside which good pushes are answered.
-    async fn growth_during(&self, flood: impl Future<Output = ()>) -> usize {
-        for _ in 0..50 {
-            self.push().await;
-        }
+    /// The most that its memory grows during these floods, beside which good pushes are answered.
+    async fn growth_during(&self, floods: Vec<tokio::task::JoinHandle<()>>) -> usize {
         let (before, mut most) = (self.rss_bytes(), 0);
-        let mut flood = Box::pin(flood);
+        let mut floods = futures_util::future::join_all(floods);
         let mut tick = interval(Duration::from_millis(50));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = &mut flood => return most.max(self.rss_bytes()).saturating_sub(before),
+                ended = &mut floods => {
+                    ended.into_iter().for_each(|flood| flood.unwrap());
+                    return most.max(self.rss_bytes()).saturating_sub(before);
+                }
                 _ = tick.tick() => {
                     most = most.max(self.rss_bytes());
                     self.push().await;
                 }
             }
+        }
+    }
+
+    /// As many good pushes as make it take the memory that it needs for them.
+    async fn warm_up(&self) {
+        for _ in 0..50 {
+            self.push().await;
         }
     }
 }
@@ -389,22 +397,19 @@ const POST: [u8; 6] = [0x83, 0x86, 0x84, 0x01, 0x01, b'x'];
 /// `:method: GET` instead.
 const GET: [u8; 6] = [0x82, 0x86, 0x84, 0x01, 0x01, b'x'];
 
-/// An HTTP/2 connection that has sent its preface and `settings`.
-async fn http2(addr: SocketAddr, settings: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    stream.write_all(&frame(SETTINGS, 0, 0, settings)).await.unwrap();
-    stream
+/// What an HTTP/2 client says first.
+fn preface(settings: &[u8]) -> Vec<u8> {
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, settings)[..]].concat()
 }
 
-/// Writes `frames` until there are none or nobody takes them, and reads whatever comes.
-async fn flood(stream: TcpStream, frames: impl Iterator<Item = Vec<u8>>) {
-    let (mut reader, mut writer) = stream.into_split();
+/// Writes `frames` on a connection of their own until there are none or nobody takes them, and reads whatever comes.
+async fn flood(addr: SocketAddr, frames: impl Iterator<Item = Vec<u8>>) {
+    let (mut reader, mut writer) = TcpStream::connect(addr).await.unwrap().into_split();
     let reading = tokio::spawn(async move {
         let mut bytes = vec![0; 64 << 10];
         while reader.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
     });
-    for frame in frames {
+    for frame in std::iter::once(preface(&[])).chain(frames) {
         if writer.write_all(&frame).await.is_err() {
             break;
         }
@@ -416,22 +421,22 @@ async fn flood(stream: TcpStream, frames: impl Iterator<Item = Vec<u8>>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_resets_costs_little_and_stops_nobody() {
     let target = Target::start(&[]).await;
-    let grown = target
-        .growth_during(async {
+    target.warm_up().await;
+    let addr = target.addr;
+    let floods = (0..8).map(|_| {
+        tokio::spawn(async move {
             for _ in 0..5 {
-                let floods = (0..8).map(async |_| {
-                    let frames = (0..20_000_u32).map(|number| {
-                        let stream = 2 * number + 1;
-                        let mut both = frame(HEADERS, END_HEADERS, stream, &POST);
-                        both.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
-                        both
-                    });
-                    flood(http2(target.addr, &[]).await, frames).await;
+                let frames = (0..20_000_u32).map(|number| {
+                    let stream = 2 * number + 1;
+                    let mut both = frame(HEADERS, END_HEADERS, stream, &POST);
+                    both.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+                    both
                 });
-                futures_util::future::join_all(floods).await;
+                flood(addr, frames).await;
             }
         })
-        .await;
+    });
+    let grown = target.growth_during(floods.collect()).await;
     println!("grown by {} KiB", grown >> 10);
     assert!(grown <= FLOOD_BYTES, "{grown}");
 }
@@ -439,23 +444,20 @@ async fn a_flood_of_resets_costs_little_and_stops_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_continuations_costs_little_and_stops_nobody() {
     let target = Target::start(&[]).await;
-    let grown = target
-        .growth_during(async {
-            // A literal field that is never indexed, over and over.
-            let field = [&[0x10, 1, b'a', 0x7f, 0x81, 0x07][..], &[b'v'; 256]].concat();
-            let block = field.repeat(60);
-            let floods = (0..16).map(async |_| {
-                let first = std::iter::once(frame(HEADERS, END_STREAM, 1, &POST));
-                let more = (0..4_000).map(|_| frame(CONTINUATION, 0, 1, &block));
-                flood(http2(target.addr, &[]).await, first.chain(more)).await;
-                // Empty ones cost nothing but time.
-                let first = std::iter::once(frame(HEADERS, END_STREAM, 1, &POST));
-                let more = (0..100_000).map(|_| frame(CONTINUATION, 0, 1, &[]));
-                flood(http2(target.addr, &[]).await, first.chain(more)).await;
-            });
-            futures_util::future::join_all(floods).await;
+    target.warm_up().await;
+    let addr = target.addr;
+    // A field of 256 bytes that is never indexed, over and over.
+    let field = [&[0x10, 1, b'a', 0x7f, 0x81, 0x01][..], &[b'v'; 256]].concat();
+    let floods = (0..16).map(|_| {
+        let block = field.repeat(60);
+        tokio::spawn(async move {
+            let first = || std::iter::once(frame(HEADERS, END_STREAM, 1, &POST));
+            flood(addr, first().chain((0..4_000).map(|_| frame(CONTINUATION, 0, 1, &block)))).await;
+            // Empty ones cost nothing but time.
+            flood(addr, first().chain((0..100_000).map(|_| frame(CONTINUATION, 0, 1, &[])))).await;
         })
-        .await;
+    });
+    let grown = target.growth_during(floods.collect()).await;
     println!("grown by {} KiB", grown >> 10);
     assert!(grown <= FLOOD_BYTES, "{grown}");
 }
@@ -464,7 +466,8 @@ async fn a_flood_of_continuations_costs_little_and_stops_nobody() {
 async fn an_http2_client_that_takes_no_answer_is_closed_too() {
     let target = Target::start(&[]).await;
     // SETTINGS_INITIAL_WINDOW_SIZE: 0
-    let mut stream = http2(target.addr, &[0, 4, 0, 0, 0, 0]).await;
+    let mut stream = TcpStream::connect(target.addr).await.unwrap();
+    stream.write_all(&preface(&[0, 4, 0, 0, 0, 0])).await.unwrap();
     let started = Instant::now();
     for stream_id in [1, 3, 5] {
         stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream_id, &GET)).await.unwrap();

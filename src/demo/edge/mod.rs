@@ -69,7 +69,7 @@ impl Edge {
             HeaderName::from_bytes(name.as_bytes()).is_ok(),
             "an edge cannot be named {name:?}: not a token"
         );
-        let server = Server::bind(addr).await?;
+        let server = Server::bind_for_streams(addr).await?;
         let proxy =
             Proxy { name, stores, store: Store::new(), fills: Fills::new(), upstream: Upstream::new(origin) };
         Ok(Self { server, proxy })

@@ -71,7 +71,7 @@ impl EmbeddedPubsub {
     /// # Errors
     /// Where the address cannot be listened at.
     pub async fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self { server: Server::bind(addr).await?, broker: Arc::new(Broker::new()) })
+        Ok(Self { server: Server::bind_for_streams(addr).await?, broker: Arc::new(Broker::new()) })
     }
 
     /// Where it listens: the value for `PUBSUB_EMULATOR_HOST`.
