@@ -12,6 +12,10 @@ use url::{Host, Url};
 /// The longest URL that is accepted, in bytes, after white space around it is removed.
 pub const MAX_URL_BYTES: usize = 16_384;
 
+/// More than any host name of 253 bytes takes, with each of them written as a percent escape, and the port. The URL parser's
+/// time for IDNA grows with the square of a name's length.
+const MAX_AUTHORITY_BYTES: usize = 1024;
+
 /// The most `warm-` options beside one URL: as many as Pub/Sub has attributes.
 const MAX_OPTIONS: usize = 100;
 
@@ -195,13 +199,17 @@ fn judge_url(text: &str, base: Option<&Url>) -> Result<Url, NotARequest> {
     if text.contains('\\') {
         return Err(refused("backslash"));
     }
+    let authority = authority(text);
+    if authority.len() > MAX_AUTHORITY_BYTES {
+        return Err(refused("host: not a public host name"));
+    }
     let parsed = Url::options().base_url(base).parse(text);
     let mut url = parsed.map_err(|error| NotARequest::Malformed(format!("not a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refused("scheme: only http and https"));
     }
     // The text is looked at too: an empty user info (`http://@host/`) leaves no trace in the parsed URL.
-    if !url.username().is_empty() || url.password().is_some() || authority(text).contains('@') {
+    if !url.username().is_empty() || url.password().is_some() || authority.contains('@') {
         return Err(refused("user info"));
     }
     if let Some(Host::Domain(host)) = url.host()
@@ -261,10 +269,12 @@ fn is_http(text: &str) -> bool {
 
 /// What stands between the slashes after the scheme and the path, as it was written; empty where there are neither.
 fn authority(text: &str) -> &str {
-    let after_scheme = match text.strip_prefix("//") {
-        Some(relative) => relative,
-        None if is_http(text) => text.split_once(':').map_or("", |(_, rest)| rest),
-        None => "",
+    let is_scheme =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let after_scheme = match (text.strip_prefix("//"), text.split_once(':')) {
+        (Some(relative), _) => relative,
+        (None, Some((scheme, rest))) if is_scheme(scheme) => rest,
+        (None, _) => "",
     };
     let after_scheme = after_scheme.trim_start_matches('/');
     after_scheme.split(['/', '?', '#']).next().unwrap_or_default()
@@ -392,6 +402,7 @@ mod tests {
             "http://example.com../",
             "http://exa+mple.com/",
             "http://ex*mple.com/",
+            &format!("http://{}.com/", "ü".repeat(512)),
         ] {
             assert!(matches!(parse(text), Err(NotARequest::Refused(_))), "{text:?} gave {:?}", parse(text));
         }
@@ -531,6 +542,7 @@ mod tests {
         ] {
             assert_eq!(first.redirected(location.as_bytes()).unwrap().url().as_str(), target, "{location}");
         }
+        let long = format!("file://{}/", "a".repeat(1025));
         for (location, why) in [
             (&b""[..], "empty"),
             (b"\xff", "UTF-8"),
@@ -545,6 +557,7 @@ mod tests {
             (b"//alice@example.com/", "user info"),
             (b"//@example.com/", "user info"),
             (b"http://localhost/", "host"),
+            (long.as_bytes(), "host"),
         ] {
             let reason = first.redirected(location).unwrap_err();
             assert!(reason.contains(why), "{}: {reason}", location.escape_ascii());
