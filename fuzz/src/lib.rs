@@ -7,7 +7,10 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use serde_json::Value;
 use url::Host;
 
 use request::WarmRequest;
@@ -22,6 +25,36 @@ mod verdict;
 
 #[path = "."]
 mod serve {
+    #[path = "."]
+    pub(crate) mod auth {
+        #[path = "../../src/serve/auth/refusal.rs"]
+        mod refusal;
+        #[path = "../../src/serve/auth/token.rs"]
+        mod token;
+
+        /// The claims of a token that wants nothing but a signature, or why it is refused.
+        pub(crate) fn judge(
+            headers: &http::HeaderMap,
+            audience: &str,
+            service_account: &str,
+            now_s: f64,
+        ) -> Result<String, String> {
+            let expected = token::Expected {
+                audience: audience.to_owned(),
+                service_account: service_account.to_owned(),
+            };
+            let judged = || {
+                let text = token::bearer(headers)?;
+                let token = token::Token::parse(text)?;
+                assert_eq!((token.signed, token.signature), text.rsplit_once('.').expect("three parts"));
+                token.check_algorithm()?;
+                token.key_id()?;
+                token.claims.check(&expected, now_s)?;
+                Ok(token.signed.to_owned())
+            };
+            judged().map_err(|refusal: refusal::Refusal| refusal.detail)
+        }
+    }
     #[path = "../../src/serve/envelope.rs"]
     pub(crate) mod envelope;
     #[path = "../../src/serve/pack.rs"]
@@ -121,6 +154,42 @@ fn is_private(ip: IpAddr) -> bool {
                 || ip.is_multicast()
                 || ip.is_unique_local()
                 || ip.is_unicast_link_local()
+        }
+    }
+}
+
+/// The `Authorization` headers of a push, a line each; or, in three lines that start with a brace, what a token is made of:
+/// its header, its claims and its signature.
+pub fn token(data: &[u8]) {
+    let lines: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
+    let mut headers = HeaderMap::new();
+    let values = match lines[..] {
+        [parameters, claims, signature] if data.starts_with(b"{") => {
+            let [parameters, claims] = [parameters, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+            let token = format!("Bearer {parameters}.{claims}.");
+            vec![[token.as_bytes(), signature].concat()]
+        }
+        _ => lines.into_iter().map(<[u8]>::to_vec).collect(),
+    };
+    for value in values.into_iter().filter_map(|value| HeaderValue::from_bytes(&value).ok()) {
+        headers.append(header::AUTHORIZATION, value);
+    }
+    let (audience, account, now_s) = ("https://warm.example.com/", "push@p.iam.gserviceaccount.com", 1.8e9);
+    match serve::auth::judge(&headers, audience, account, now_s) {
+        Err(detail) => assert!(!detail.contains(char::is_control), "{detail:?} is for the log"),
+        Ok(signed) => {
+            // Read anew, in another way.
+            let (parameters, claims) = signed.split_once('.').expect("two parts");
+            let object = |part: &str| -> Value {
+                serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).expect("base64url")).expect("JSON")
+            };
+            let (parameters, claims) = (object(parameters), object(claims));
+            assert_eq!(headers.len(), 1);
+            assert!(parameters["alg"] == "RS256" && parameters["kid"].is_string(), "{parameters}");
+            assert!(parameters.get("crit").is_none(), "{parameters}");
+            assert!(claims["aud"] == audience && claims["email"] == account, "{claims}");
+            assert!(claims["email_verified"] == true, "{claims}");
+            assert!(claims["exp"].as_f64().is_some_and(|expiry_s| expiry_s > now_s - 60.0), "{claims}");
         }
     }
 }
