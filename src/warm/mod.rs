@@ -1,12 +1,13 @@
 //! The one door to origins: a request goes through the guard to the edge, its body is read and dropped, and the
 //! response headers say how warm the edge is.
 //!
-//! [`Warmer`] is the whole of it; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights` lets equal
-//! requests share a GET, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `tls`, `connect` and
-//! `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge. Nothing here knows Kafka,
-//! Pub/Sub or what is answered to whom.
+//! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
+//! lets equal requests share a GET, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `tls`,
+//! `connect` and `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge. Nothing here
+//! knows Kafka, Pub/Sub or what is answered to whom.
 
 mod addresses;
+mod args;
 mod body;
 mod breaker;
 pub(crate) mod cdn;
@@ -26,8 +27,6 @@ mod stand;
 mod tls;
 mod turns;
 
-use clap::builder::BoolishValueParser;
-use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,129 +37,29 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use rustls::ClientConfig;
 
-pub(crate) use addresses::{AllowedAddress, ConnectTo};
+pub(crate) use args::WarmArgs;
 use body::{BodyLimits, drain, read_and_drop};
-pub(crate) use client::WarmMethod;
-use client::{HttpClient, http_client, http_request, too_many_interim_responses, why_no_response};
+use client::{
+    HttpClient, WarmMethod, http_client, http_request, too_many_interim_responses, why_no_response,
+};
 use connect::Connector;
 use flights::Flights;
 use guard::Guard;
-pub(crate) use hosts::{AllowedHost, HostPattern, list_item};
 use names::Names;
-use rustls::ClientConfig;
 use tls::TlsConnector;
 use turns::{Turn, Turns};
 
 use crate::outcome::{CacheEvidence, Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
-use crate::telemetry::instance::{Identity, InstanceArgs};
+use crate::telemetry::instance::Identity;
 use crate::verdict::{Failure, Verdict};
 
 /// GETs for one request, as long as failures are curable, and for how long after the first another is begun: what takes
 /// longer to fail would keep its place among the pushes under way for as long again, and a redelivery does as well.
 const ATTEMPTS: usize = 3;
 const RETRY_WITHIN: Duration = Duration::from_secs(10);
-
-/// How URLs are fetched, as every warming role takes it.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct WarmArgs {
-    #[command(flatten)]
-    pub(crate) instance: InstanceArgs,
-
-    /// Address block and port that may be fetched although it is not public, for example 10.1.0.0/16:8080
-    #[arg(long, value_name = "NET:PORT", env = "CDNWARM_ALLOW_ADDRESS", value_delimiter = ',',
-          value_parser = list_item::<AllowedAddress>)]
-    pub(crate) allow_address: Vec<Option<AllowedAddress>>,
-
-    /// Host and port that may be fetched wherever its name leads, for example edge.internal.example.com:8080
-    #[arg(long, value_name = "HOST:PORT", env = "CDNWARM_ALLOW_HOST", value_delimiter = ',',
-          value_parser = list_item::<AllowedHost>)]
-    pub(crate) allow_host: Vec<Option<AllowedHost>>,
-
-    /// Warm nothing but these hosts, for example cdn.example.com, or .example.com for every host below it
-    #[arg(long, value_name = "HOST", env = "CDNWARM_ONLY_HOSTS", value_delimiter = ',',
-          value_parser = list_item::<HostPattern>)]
-    pub(crate) only_hosts: Vec<Option<HostPattern>>,
-
-    /// Sends requests for a host to this edge instead of what its name resolves to; Host and SNI stay the host's
-    #[arg(long, value_name = "HOST=ADDR:PORT", env = "CDNWARM_CONNECT_TO", value_delimiter = ',',
-          value_parser = list_item::<ConnectTo>)]
-    pub(crate) connect_to: Vec<Option<ConnectTo>>,
-
-    /// Redirects followed for one URL, each judged like the URL itself; 0 makes every redirect a failure
-    #[arg(long, value_name = "COUNT", default_value_t = 5, env = "CDNWARM_FOLLOW_REDIRECTS",
-          value_parser = clap::value_parser!(u8).range(0..=10))]
-    pub(crate) follow_redirects: u8,
-
-    /// Look again after a fill, and say warm only if the edge then answers from its cache
-    #[arg(long, env = "CDNWARM_CERTIFY", value_parser = BoolishValueParser::new())]
-    pub(crate) certify: bool,
-
-    /// Seconds for one record or push in all, redirects and retries included; keep it below the subscription's ack deadline
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
-          value_parser = clap::value_parser!(u16).range(1..=600))]
-    pub(crate) timeout: u16,
-
-    /// Seconds for a connection, over all addresses of a host, and as many again for its TLS handshake
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, env = "CDNWARM_CONNECT_TIMEOUT",
-          value_parser = clap::value_parser!(u16).range(1..=600))]
-    pub(crate) connect_timeout: u16,
-
-    /// Seconds from a request to the head of its response, connecting included
-    #[arg(long, value_name = "SECONDS", default_value_t = 20, env = "CDNWARM_FIRST_BYTE_TIMEOUT",
-          value_parser = clap::value_parser!(u16).range(1..=600))]
-    pub(crate) first_byte_timeout: u16,
-
-    /// Seconds that a body may pause before it counts as stalled
-    #[arg(long, value_name = "SECONDS", default_value_t = 20, env = "CDNWARM_STALL_TIMEOUT",
-          value_parser = clap::value_parser!(u16).range(1..=600))]
-    pub(crate) stall_timeout: u16,
-
-    /// Bytes of the longest body that is read, as it comes and not as it unpacks
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 30, env = "CDNWARM_MAX_BODY_BYTES")]
-    pub(crate) max_body_bytes: u64,
-
-    /// Method of requests; head looks without filling, for edges that store nothing without a body
-    #[arg(long, value_enum, default_value_t, env = "CDNWARM_METHOD")]
-    pub(crate) method: WarmMethod,
-
-    /// Send Authorization where a record asks for it (warm-header-authorization), over http too; refused otherwise
-    #[arg(long, env = "CDNWARM_ALLOW_AUTHORIZATION", value_parser = BoolishValueParser::new())]
-    pub(crate) allow_authorization: bool,
-}
-
-impl WarmArgs {
-    /// For one region of the demo: every host is served by the edge at `edge`, and a fill is looked at again.
-    pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
-        Self {
-            instance: InstanceArgs { region: Some(region.to_owned()), metadata_host: None },
-            connect_to: vec![Some(ConnectTo::every_host(edge))],
-            follow_redirects: 5,
-            certify: true,
-            timeout: 60,
-            connect_timeout: 5,
-            first_byte_timeout: 20,
-            stall_timeout: 20,
-            max_body_bytes: 16 << 30,
-            method: WarmMethod::Get,
-            allow_authorization: false,
-            ..Self::default()
-        }
-    }
-
-    fn guard(&mut self) -> Guard {
-        fn given<T>(list: &mut Vec<Option<T>>) -> Vec<T> {
-            std::mem::take(list).into_iter().flatten().collect()
-        }
-        Guard {
-            allowed_addresses: given(&mut self.allow_address),
-            allowed_hosts: given(&mut self.allow_host),
-            only_hosts: given(&mut self.only_hosts),
-            connect_to: given(&mut self.connect_to),
-        }
-    }
-}
 
 /// Warms one edge. Cheap to clone; clones share connections.
 #[derive(Clone)]

@@ -101,7 +101,7 @@ fn serve(origin: &Origin, args: &[&str]) -> Process {
 
 fn envelope(path: &str) -> String {
     let url = format!("http://example.com/{path}");
-    json!({"message": {"data": BASE64_STANDARD.encode(url), "messageId": "1"}, "subscription": "projects/p/subscriptions/s"})
+    json!({"message": {"data": BASE64_STANDARD.encode(url)}, "subscription": "projects/p/subscriptions/s"})
         .to_string()
 }
 

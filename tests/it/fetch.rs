@@ -253,6 +253,59 @@ async fn head_is_asked_by_choice_and_certifies_nothing() {
 }
 
 #[tokio::test]
+async fn a_redirect_takes_range_and_method_along_and_its_chain_is_shared() {
+    let origin = Origin::start_slow(&[], Duration::from_secs(1), |asked| {
+        if asked.url.contains("//a.example.com/") {
+            let to = "http://b.example.com/2";
+            return Response::builder().status(302).header("location", to).body(Full::default()).unwrap();
+        }
+        let part = Response::builder().status(206).header("content-range", "bytes 10-14/100");
+        part.body(Full::from("hello")).unwrap()
+    })
+    .await;
+    for (method, word) in [(Method::GET, "get"), (Method::HEAD, "head")] {
+        let served = Served::before(&origin, &["--method", word]).await;
+        let range = json!({"warm-range": "bytes=10-14"});
+        let pushes =
+            ["1", "2", "3"].map(|id| push_as(&served, id, "http://a.example.com/1", range.clone(), 1));
+        assert_eq!(join_all(pushes).await, [204; 3]);
+        let told = outcomes(&served, 3).await;
+        assert_eq!(texts(&told, "verdict"), ["fetched"; 3]);
+        assert_eq!(texts(&told, "final_url"), ["http://b.example.com/2"; 3]);
+        assert_eq!(told.iter().map(|outcome| outcome["attempts"].as_u64().unwrap()).sum::<u64>(), 2);
+        let asked = origin.asked();
+        let urls: Vec<&str> = asked.iter().map(|asked| asked.url.as_str()).collect();
+        assert_eq!(urls, ["http://a.example.com/1", "http://b.example.com/2"]);
+        assert!(asked.iter().all(|asked| asked.method == method && asked.headers["range"] == "bytes=10-14"));
+        origin.forget();
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_held_up_by_the_host_that_it_leads_to_and_counts_against_no_other() {
+    let origin = Origin::start(&[], |asked| match asked.url.as_str() {
+        "http://good.example.com/" => cacheable(),
+        url if url.contains("//good.example.com/") => {
+            let to = "http://bad.example.com/";
+            Response::builder().status(302).header("location", to).body(Full::default()).unwrap()
+        }
+        _ => status(500),
+    })
+    .await;
+    let served = Served::before(&origin, &[]).await;
+    let mut number = 0;
+    let open = eventually("an open circuit", async || {
+        number += 1;
+        served.push_url(&format!("http://good.example.com/{number}")).await;
+        served.serve.outcomes().into_iter().find(|outcome| outcome["reason"] == "circuit open")
+    })
+    .await;
+    assert_eq!(open["final_url"], "http://bad.example.com/", "{open}");
+    assert_eq!(open["attempts"], 1, "only the first host was asked, and once: {open}");
+    assert_eq!(served.push_url("http://good.example.com/").await, 204);
+}
+
+#[tokio::test]
 async fn a_host_that_asks_for_a_pause_gets_it_and_no_other_host_waits() {
     let first = Arc::new(AtomicUsize::new(0));
     let origin = Origin::start(&[], move |asked| {

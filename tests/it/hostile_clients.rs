@@ -17,8 +17,8 @@ use crate::support::process::{Process, command};
 const SLOW_LIMIT: Duration = Duration::from_secs(15);
 /// What a flood may cost.
 const FLOOD_BYTES: usize = 32 << 20;
-/// A push of http://example.com/.
-const PUSH: &str = r#"{"message":{"data":"aHR0cDovL2V4YW1wbGUuY29tLw==","messageId":"1"}}"#;
+/// A push of http://example.com/, without an id by which it would be known again.
+const PUSH: &str = r#"{"message":{"data":"aHR0cDovL2V4YW1wbGUuY29tLw=="}}"#;
 /// What nobody may take for a request of its own.
 const HIDDEN: &str = "GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
