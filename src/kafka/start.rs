@@ -168,7 +168,7 @@ impl Starts {
                     continue;
                 }
                 None if made_anew => self.made_anew(consumer, partition, 0)?,
-                None if offsets.is_empty() => self.first(consumer, partition)?,
+                None if offsets.is_empty() && began.is_none() => self.first(consumer, partition)?,
                 None => self.later(consumer, partition, began.as_ref())?,
             };
             starts.push(StartAt { partition, offset: start, committed: false });
