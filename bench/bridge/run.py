@@ -69,10 +69,14 @@ class Bench:
         return f"{what}-{os.getpid()}-{self._groups}"
 
     def each_run(self, names_and_functions):
-        """Calls each function once a run, one contestant after the other so that a drift of the machine meets all."""
+        """Calls each function once a run, one contestant after the other so that a drift of the machine meets all.
+
+        Each run starts with another one: what a contestant leaves to the broker to do falls on all in turn.
+        """
         results = {name: [] for name, _ in names_and_functions}
         for run in range(self.runs):
-            for name, function in names_and_functions:
+            first = run % max(1, len(names_and_functions))
+            for name, function in names_and_functions[first:] + names_and_functions[:first]:
                 try:
                     result = function()
                 except Failure as failure:

@@ -197,29 +197,39 @@ def go_away(bench, contestant):
             sink.wait_for(15 * FEED_PER_S, RUN_SECONDS, process)
             left = time.time()
             sink.faults({"kind": "refuse_connections", "for_ms": OUTAGE_SECONDS * 1000})
+            time.sleep(OUTAGE_SECONDS)
+            produced = watch_feed(bench.kafka, topic, bench.partitions, records)
             wait_for_quiet(sink, records, process)
         stats = sink.stats()
-    return after_outage(stats["samples"], left, left + OUTAGE_SECONDS, stats["messages"] - records)
+    return after_outage(stats["samples"], left + OUTAGE_SECONDS, produced, stats["messages"] - records)
 
 
-def after_outage(samples, left, back, duplicates):
-    """How soon the curve of messages was again where the steady feed would have brought it.
+def watch_feed(kafka, topic, partitions, records):
+    """How many records were in Kafka at which moments, until all of them are."""
+    produced, deadline = [], time.time() + RUN_SECONDS
+    while not produced or produced[-1][1] < records:
+        if time.time() > deadline:
+            raise Failure(f"the feed stopped at {produced[-1][1]:,} of {records:,} records")
+        asked = time.time()
+        produced.append((asked, sum(kafka.end_offsets(topic, partitions))))
+        time.sleep(0.1)
+    return produced
 
-    The line is drawn through the 4 s before. What was sent twice, in and after the outage, is not counted as progress;
-    a lag of 0.1 s of the feed is none.
+
+def after_outage(samples, back, produced, duplicates):
+    """How soon all was in Pub/Sub that had been in Kafka 0.1 s before.
+
+    What was sent twice, in and after the outage, is not counted as progress.
     """
-    before = [(moment, messages) for moment, messages in samples if left - 4 <= moment <= left]
-    if len(before) < 2:
-        raise Failure("too little came before the outage to tell the pace")
-    (begin, at_begin), (end, at_end) = before[0], before[-1]
-    pace = (at_end - at_begin) / (end - begin)
     after = [(moment, messages) for moment, messages in samples if moment > back]
-    caught_up = next((moment for moment, messages in after
-                      if messages - duplicates >= at_end + pace * (moment - end - 0.1)), None)
-    if caught_up is None:
-        raise Failure("never caught up while the feed lasted")
-    return {"first_after_s": after[0][0] - back, "caught_up_s": caught_up - back, "duplicates": duplicates,
-            "pace_per_s": pace}
+    if not after:
+        raise Failure("nothing came after the outage")
+    for moment, there in produced:
+        arrived = max((messages for at, messages in after if at <= moment + 0.1), default=0)
+        if arrived - duplicates >= there:
+            return {"first_after_s": after[0][0] - back, "caught_up_s": max(moment, after[0][0]) - back,
+                    "duplicates": duplicates}
+    raise Failure("never caught up while the feed lasted")
 
 
 def produce(bench):
@@ -241,6 +251,8 @@ def produce(bench):
                 "--payload-file", bench.urls, "--throughput", "-1",
                 "--producer-props", f"bootstrap.servers={kafka.broker}", "acks=all"]
 
+    # The broker's first records of a run of its own cost the first contestant a second.
+    fill_topic(bench, kcat)
     return bench.each_run([("cdnwarm produce", lambda: fill_topic(bench, cdnwarm)),
                            ("kcat -P", lambda: fill_topic(bench, kcat)),
                            ("kafka-producer-perf-test", lambda: fill_topic(bench, perf_test))])
@@ -304,8 +316,7 @@ ALL = {
     "outage": Scenario(
         f"Pub/Sub away for {OUTAGE_SECONDS} s under {FEED_PER_S:,} records/s", outage,
         [("From its return:", [("first_after_s", "first message s", 2), ("caught_up_s", "caught up s", 2),
-                               ("duplicates", "duplicates", 0), ("pace_per_s", "pace before, records/s", 0)],
-          _is_bridge)]),
+                               ("duplicates", "duplicates", 0)], _is_bridge)]),
     "produce": Scenario(
         "A file of URLs into a topic, acks=all", produce,
         [("From process start to its end:", [("seconds", "s", 2), ("per_s", "records/s", 0), ("cpu_s", "CPU s", 2),

@@ -8,13 +8,14 @@ import traceback
 import chaos
 import clean_stops
 import cycles
+import fence
 import grpc_matrix
 import lost_offsets
 import outage
 import poison
 from processes import Failure, end_on_signals, say
 
-SCENARIOS = ["chaos", "clean-stops", "outage", "grpc-matrix", "poison", "cycles", "lost-offsets"]
+SCENARIOS = ["chaos", "clean-stops", "outage", "grpc-matrix", "poison", "cycles", "fence", "lost-offsets"]
 
 
 def arguments():
@@ -59,6 +60,8 @@ def run(scenario, options):
             return poison.run(options)
         case "cycles":
             return all([cycles.run(options, strategy) for strategy in both])
+        case "fence":
+            return fence.run(options)
         case "lost-offsets":
             return lost_offsets.run(options)
 

@@ -137,10 +137,12 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    /// Without a consumer, for tests of who gives receipts back.
+    /// Without a consumer, for tests of who gives receipts back: the group counts it in for as long as they take.
     #[cfg(test)]
     pub(crate) fn to(offsets: Arc<Offsets>) -> Self {
-        Self { offsets, state: Arc::default() }
+        let state = Arc::<State>::default();
+        state.lease.renew(std::time::Instant::now() + Duration::from_secs(3600));
+        Self { offsets, state }
     }
 
     /// Ends at once where the group is known to count this member in, or the records are few; otherwise once it is. To be

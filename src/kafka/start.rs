@@ -168,7 +168,7 @@ impl Starts {
                     continue;
                 }
                 None if made_anew => self.made_anew(consumer, partition, 0)?,
-                None if offsets.is_empty() => self.first(consumer, partition)?,
+                None if offsets.is_empty() && began.is_none() => self.first(consumer, partition)?,
                 None => self.later(consumer, partition, began.as_ref())?,
             };
             starts.push(StartAt { partition, offset: start, committed: false });
@@ -336,5 +336,25 @@ mod tests {
         {
             assert_eq!(Began::parse(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn nothing_of_a_topic_is_skipped_by_a_member_that_has_read_it_before() {
+        use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+        let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
+        cluster.create_topic("urls", 1, 1).unwrap();
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "g");
+        let producer: BaseProducer = config.create().unwrap();
+        producer.send(BaseRecord::<(), _>::to("urls").payload("https://example.com/")).ok().unwrap();
+        producer.flush(Duration::from_secs(30)).unwrap();
+        let consumer: BaseConsumer = config.create().unwrap();
+        let mut starts = Starts::new("urls".to_owned(), Start::Latest, OnLostOffsets::Earliest, false);
+        let offset = |starts: &mut Starts| starts.find(&consumer, &[0]).unwrap()[0].offset;
+        assert_eq!(offset(&mut starts), 1, "a group that begins, by auto.offset.reset=latest");
+        // Its offsets went with the topic that was deleted; whether the id is another one may not be known any more.
+        starts.began = Some(Began { since_ms: 0, partitions: 0, topic_id: None });
+        assert_eq!(offset(&mut starts), 0);
     }
 }

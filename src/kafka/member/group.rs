@@ -283,6 +283,7 @@ pub(super) fn commit_now(
         .and_then(|list| commit_within(consumer, &list, limit, &waiting));
     match committed {
         Ok(()) => {
+            tracing::debug!("committed {moved:?}");
             state.lease.renew(asked);
             let mut partitions = state.partitions();
             for (partition, offset) in moved {

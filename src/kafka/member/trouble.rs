@@ -104,6 +104,10 @@ impl<C: Collect> Member<C> {
         if !std::mem::take(&mut self.check_topic_id) || !self.starts.is_made_anew(&self.consumer) {
             return Ok(());
         }
+        // Without partitions nothing goes on from elsewhere yet; the next assignment looks at the id again.
+        if self.reading.is_empty() {
+            return Ok(());
+        }
         let partitions: Vec<i32> = self.reading.keys().copied().collect();
         for partition in partitions {
             self.lost(partition, -1, "its id has changed")?;
