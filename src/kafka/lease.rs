@@ -15,9 +15,10 @@ const UNPROVEN_RECORDS: u64 = 200;
 /// How old the question may be whose answer is the proof.
 const LIMIT: Duration = Duration::from_millis(500);
 /// Records that may be delivered, but not known to be committed, before more is: this, or so many times as many as the last
-/// proof brought. Who is fast commits often, and is not held up; a burst after a silence goes in steps.
+/// proof brought, or half of what it was before. Who is fast commits often, and is not held up; a burst after a silence goes
+/// in steps.
 const BURST_RECORDS: u64 = 4_000;
-const BURST_GROWTH: u64 = 4;
+const BURST_GROWTH: u64 = 8;
 
 /// The member's proof, renewed by its thread and asked for by whoever delivers.
 #[derive(Debug)]
@@ -75,7 +76,9 @@ impl Lease {
     pub(super) fn renew(&self, asked: Instant, committed: u64) {
         self.asked_ms.store(millis(asked.saturating_duration_since(self.base)), Ordering::Relaxed);
         let before = self.proven.fetch_max(committed, Ordering::Relaxed);
-        let burst = committed.saturating_sub(before).saturating_mul(BURST_GROWTH).max(BURST_RECORDS);
+        let brought = committed.saturating_sub(before).saturating_mul(BURST_GROWTH);
+        // Only the member's thread gets here.
+        let burst = brought.max(self.burst.load(Ordering::Relaxed) / 2).max(BURST_RECORDS);
         self.burst.store(burst, Ordering::Relaxed);
         self.unproven.store(0, Ordering::Relaxed);
         self.repeated.store(0, Ordering::Relaxed);
@@ -176,13 +179,18 @@ mod tests {
     fn more_is_let_through_the_more_the_last_proof_brought() {
         let lease = a_minute_old();
         lease.renew(Instant::now(), 1_000);
-        assert!(lease.allows(1_000, false, 5_000));
-        assert!(!lease.allows(1, false, 5_001), "4,000 delivered that nobody knows to be committed");
+        assert!(lease.allows(1_000, false, 9_000));
+        assert!(!lease.allows(1, false, 9_001), "8,000 delivered that nobody knows to be committed");
         assert!(lease.is_wanted());
-        lease.renew(Instant::now(), 5_001);
-        assert!(lease.allows(1, false, 5_001 + 4 * 4_001) && !lease.allows(1, false, 5_001 + 4 * 4_001 + 1));
-        lease.renew(Instant::now(), 5_001);
-        assert!(!lease.allows(1, false, 9_002), "a proof that brought nothing");
+        let mut committed = 9_001;
+        lease.renew(Instant::now(), committed);
+        for burst in [8 * 8_001, 4 * 8_001, 2 * 8_001, 8_001, 4_000, 4_000] {
+            assert!(lease.allows(1, false, committed + burst));
+            assert!(!lease.allows(1, false, committed + burst + 1), "{burst}");
+            // A proof that brings next to nothing.
+            committed += 1;
+            lease.renew(Instant::now(), committed);
+        }
     }
 
     #[test]
