@@ -38,6 +38,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(7);
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// Failing for this long without a success is not being ready; a hiccup is none.
 const TROUBLE_AFTER: Duration = Duration::from_secs(5);
+/// Without an accepted call for this long the first one is news to all that wait, which then try within so long.
+const OUTAGE: Duration = Duration::from_secs(1);
+const RECOVERY_SPREAD: Duration = Duration::from_millis(50);
 /// Calls at once for the parts of a batch that was refused.
 const PARTS_AT_ONCE: usize = 16;
 
@@ -53,6 +56,8 @@ pub(super) struct Forwarder<P> {
     parts: Semaphore,
     /// Notified whenever a call is accepted.
     answered: Notify,
+    /// Notified once a call is accepted after some time without one.
+    recovered: Notify,
     /// Batches under way, each a call or what is left of one, and their bytes.
     calls: AtomicUsize,
     bytes: AtomicU64,
@@ -87,6 +92,7 @@ impl<P: Publish> Forwarder<P> {
             limit: Mutex::new(CallLimit::new()),
             parts: Semaphore::new(PARTS_AT_ONCE),
             answered: Notify::new(),
+            recovered: Notify::new(),
             calls: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
             published: AtomicU64::new(0),
@@ -243,8 +249,9 @@ impl<P: Publish> Forwarder<P> {
     async fn until_answered(&self, call: &Call, calls: Option<usize>) -> Result<(), Status> {
         let mut delays = delays();
         let mut unanswered = 0;
+        let mut again = false;
         loop {
-            self.done.may_deliver(call.records).await;
+            self.done.may_deliver(call.records, again).await;
             let limit = call_limit(call.bytes.len(), unanswered);
             let started = Instant::now();
             let answer = tokio::select! {
@@ -266,7 +273,9 @@ impl<P: Publish> Forwarder<P> {
                         latency,
                     });
                     self.answered.notify_waiters();
-                    self.alarm.over();
+                    if self.alarm.over() >= OUTAGE {
+                        self.recovered.notify_waiters();
+                    }
                     return Ok(());
                 }
                 Err(status) => status,
@@ -283,9 +292,23 @@ impl<P: Publish> Forwarder<P> {
             }
             if status.code() == Code::DeadlineExceeded {
                 unanswered += 1;
+            } else if again {
+                self.done.not_delivered(call.records);
             }
+            again = true;
             self.alarm.raise(&status, fate);
-            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
+            self.wait(delays.next().unwrap_or(Duration::from_secs(1))).await;
+        }
+    }
+
+    /// Waits before the next try, but not as long once Pub/Sub is back: what is behind this call may be accepted by then,
+    /// and comes twice if this process dies before it.
+    async fn wait(&self, delay: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = self.recovered.notified() => {
+                tokio::time::sleep(RECOVERY_SPREAD.mul_f64(fastrand::f64()).min(delay)).await;
+            }
         }
     }
 
@@ -326,9 +349,9 @@ struct Alarm {
 #[derive(Default)]
 struct AlarmState {
     /// Since when no call was accepted.
-    raised: Option<Instant>,
+    raised: Option<tokio::time::Instant>,
     /// Kept over the end of a failure: one that comes and goes is told once in a while, too.
-    logged: Option<(Code, Instant)>,
+    logged: Option<(Code, tokio::time::Instant)>,
     /// Whether somebody was told, or asked, about this failure in a way that its end is worth a line.
     serious: bool,
 }
@@ -336,7 +359,7 @@ struct AlarmState {
 impl Alarm {
     fn raise(&self, status: &Status, fate: Fate) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
+        let now = tokio::time::Instant::now();
         let (code, text) = (status.code(), status.message());
         let since = *state.raised.get_or_insert(now);
         if fate == Fate::Held || now - since >= TROUBLE_AFTER {
@@ -356,15 +379,16 @@ impl Alarm {
         }
     }
 
-    fn over(&self) {
+    /// Gives for how long it was raised.
+    fn over(&self) -> Duration {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.raised.take().is_some() {
-            self.metrics.publishing_refused(false);
-            self.health.ok();
-            if std::mem::take(&mut state.serious) {
-                tracing::info!("publishing works again");
-            }
+        let Some(since) = state.raised.take() else { return Duration::ZERO };
+        self.metrics.publishing_refused(false);
+        self.health.ok();
+        if std::mem::take(&mut state.serious) {
+            tracing::info!("publishing works again");
         }
+        since.elapsed()
     }
 }
 
@@ -433,8 +457,12 @@ mod tests {
 
         /// Records of these values from offset 0 on, `pack_records` in a message.
         fn batch(&self, pack_records: usize, values: &[&str]) -> Batch {
+            self.batch_from(0, pack_records, values)
+        }
+
+        fn batch_from(&self, first: i64, pack_records: usize, values: &[&str]) -> Batch {
             let value = |text: &&str| (!text.is_empty()).then(|| text.as_bytes().to_vec());
-            let records: Vec<Record> = (0..)
+            let records: Vec<Record> = (first..)
                 .zip(values)
                 .map(|(offset, text)| record(0, offset, value(text).as_deref(), &[]))
                 .collect();
@@ -494,6 +522,26 @@ mod tests {
             assert_eq!(stand.offsets.take_committable(), [(0, 2)], "{code:?}");
             assert!(stand.health.problems().is_empty(), "{code:?}: ready again");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn once_pubsub_is_back_all_that_waits_tries_at_once() {
+        let (started, accepted) = (tokio::time::Instant::now(), Arc::new(Mutex::new(Vec::new())));
+        let times = accepted.clone();
+        let stand = Stand::new(move |_, _: &[PubsubMessage]| {
+            let now = started.elapsed();
+            if now < Duration::from_secs(10) {
+                return Code::Unavailable;
+            }
+            times.lock().unwrap().push(now);
+            Code::Ok
+        });
+        let batches = (0..50).map(|first| stand.forwarder.forward(stand.batch_from(first, 1, &["a"])));
+        join_all(batches).await;
+        let accepted = accepted.lock().unwrap();
+        assert_eq!(accepted.len(), 50);
+        let took = *accepted.last().unwrap() - accepted[0];
+        assert!(took <= RECOVERY_SPREAD + Duration::from_millis(5), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]

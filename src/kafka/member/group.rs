@@ -56,7 +56,8 @@ impl<C: Collect> Member<C> {
             _ => self.consumer.assign(&list),
         };
         assigned.context("taking the assigned partitions")?;
-        self.state.lease.renew(Instant::now());
+        // What brought this assignment may have waited for a process that was frozen: it proves nothing about now.
+        self.state.lease.ask();
         // One that was paused when it was taken away would stay paused for ever.
         self.consumer.resume(&list).context("resuming the assigned partitions")?;
         self.state.assigned.fetch_add(1, Ordering::Relaxed);
@@ -154,7 +155,7 @@ impl<C: Collect> Member<C> {
 
     /// Sends what is done and not committed yet, unless a commit is under way.
     pub(super) fn commit(&mut self) {
-        if let Some(since) = self.committing_since {
+        if let Some((since, _)) = self.committing {
             if self.state.lease.is_wanted() && since.elapsed() > TROUBLE_AFTER {
                 self.tell_of_silence();
             }
@@ -163,6 +164,7 @@ impl<C: Collect> Member<C> {
             }
         }
         self.forget_unanswered_commit();
+        let ever_committable = self.offsets.ever_committable();
         let moved = committable(&self.offsets, &self.state);
         if moved.is_empty() {
             return;
@@ -172,10 +174,7 @@ impl<C: Collect> Member<C> {
             Err(error) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)),
         };
         match sent {
-            Ok(()) => {
-                self.committing_since = Some(Instant::now());
-                self.committed_at = self.records;
-            }
+            Ok(()) => self.committing = Some((Instant::now(), ever_committable)),
             Err(error) => {
                 tracing::debug!("commit not sent: {error}");
                 for (partition, _) in moved {
@@ -197,7 +196,7 @@ impl<C: Collect> Member<C> {
 
     /// What a commit without an answer holds counts as not committed: the next one has it again.
     pub(super) fn forget_unanswered_commit(&mut self) {
-        if self.committing_since.take().is_some() {
+        if self.committing.take().is_some() {
             for partition in self.reading.keys() {
                 self.offsets.not_committed(*partition);
             }
@@ -205,9 +204,11 @@ impl<C: Collect> Member<C> {
     }
 
     pub(super) fn committed(&mut self, partitions: &[(i32, i64, Option<RDKafkaErrorCode>)]) {
-        let asked = self.committing_since.take();
-        if let (Some(asked), true) = (asked, partitions.iter().all(|(_, _, error)| error.is_none())) {
-            self.state.lease.renew(asked);
+        let asked = self.committing.take();
+        if let (Some((asked, covered)), true) =
+            (asked, partitions.iter().all(|(_, _, error)| error.is_none()))
+        {
+            self.state.lease.renew(asked, covered);
         }
         for &(partition, offset, error) in partitions {
             match error {
@@ -246,7 +247,7 @@ pub(super) fn commit_until_idle(
 ) -> u64 {
     let mut next_commit = Instant::now();
     loop {
-        let left = offsets.wait_idle(partitions, Duration::from_millis(100));
+        let left = offsets.wait_idle(partitions, Duration::from_millis(20));
         state.rounds.fetch_add(1, Ordering::Relaxed);
         if left == 0 || Instant::now() >= deadline() {
             return left;
@@ -270,6 +271,7 @@ pub(super) fn commit_now(
     state: &State,
     limit: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
+    let covered = offsets.ever_committable();
     let moved = committable(offsets, state);
     if moved.is_empty() {
         return Ok(());
@@ -284,7 +286,7 @@ pub(super) fn commit_now(
     match committed {
         Ok(()) => {
             tracing::debug!("committed {moved:?}");
-            state.lease.renew(asked);
+            state.lease.renew(asked, covered);
             let mut partitions = state.partitions();
             for (partition, offset) in moved {
                 if let Some(state) = partitions.get_mut(&partition) {

@@ -35,11 +35,13 @@ use unreadable::SILENT_LOOKS;
 
 /// How long a poll may wait, which is also how soon a stop is seen.
 const POLL: Duration = Duration::from_millis(50);
+/// The same while there is something to commit: its answer, or the wish for it, may be what delivery waits for.
+const POLL_TO_COMMIT: Duration = Duration::from_millis(5);
 /// Records in hand while they are put into a batch.
 const RECORDS_AT_ONCE: &str = "1000";
-/// So many records since the last commit are reason to make the next one this share of the interval earlier: whatever is
-/// not committed when a member dies is delivered twice.
-const MANY_RECORDS: u64 = 5_000;
+/// So many records delivered and not committed are reason to make the next commit this share of the interval earlier:
+/// whatever is not committed when a member dies is delivered twice.
+const MANY_RECORDS: u64 = 1_000;
 const EARLY: f64 = 0.8;
 /// Without room downstream for this long, partitions are paused. Pausing drops what was fetched ahead, so not at once.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
@@ -90,10 +92,8 @@ pub(super) struct Member<C: Collect> {
     client: ClientConfig,
     commit_interval: Duration,
     next_commit: Instant,
-    /// Records read when the last commit was sent.
-    committed_at: u64,
-    /// When the commit under way was sent.
-    committing_since: Option<Instant>,
+    /// When the commit under way was sent, and how many records were ever committable by then.
+    committing: Option<(Instant, u64)>,
     /// When a commit that failed was last told.
     commit_warned: Option<Instant>,
     next_look: Instant,
@@ -184,8 +184,7 @@ impl<C: Collect> Member<C> {
             client,
             commit_interval,
             next_commit: now,
-            committed_at: 0,
-            committing_since: None,
+            committing: None,
             commit_warned: None,
             next_look: now + LOOK_INTERVAL,
             max_poll_interval: Duration::from_millis(max_poll_interval.unwrap_or(300_000)),
@@ -235,8 +234,8 @@ impl<C: Collect> Member<C> {
                 continue;
             }
             let wait = match self.batch_since {
-                Some(since) => self.linger.saturating_sub(since.elapsed()).min(POLL),
-                None => POLL,
+                Some(since) => self.linger.saturating_sub(since.elapsed()).min(self.poll_limit()),
+                None => self.poll_limit(),
             };
             self.fill(wait)?;
         }
@@ -247,12 +246,21 @@ impl<C: Collect> Member<C> {
         self.stop.is_cancelled() || self.out.batches.is_closed()
     }
 
+    /// Records that are committable and not known to be committed.
+    fn owes(&self) -> u64 {
+        self.state.lease.owes(self.offsets.ever_committable())
+    }
+
+    fn poll_limit(&self) -> Duration {
+        if self.owes() > 0 || self.state.lease.is_wanted() { POLL_TO_COMMIT } else { POLL }
+    }
+
     /// What is to be done now and then, whatever else goes on.
     fn come_round(&mut self) -> anyhow::Result<()> {
         self.state.rounds.fetch_add(1, Ordering::Relaxed);
         self.state.records.store(self.records, Ordering::Relaxed);
         let now = Instant::now();
-        let many = self.records - self.committed_at >= MANY_RECORDS;
+        let many = self.owes() >= MANY_RECORDS;
         let early = if many { self.commit_interval.mul_f64(EARLY) } else { Duration::ZERO };
         if now + early >= self.next_commit || self.state.lease.is_wanted() {
             self.next_commit = now + self.commit_interval;
@@ -360,7 +368,7 @@ impl<C: Collect> Member<C> {
         let started = Instant::now();
         let mut paused = false;
         while !self.is_over() {
-            let slice = if paused { Duration::ZERO } else { POLL };
+            let slice = if paused { Duration::ZERO } else { self.poll_limit() };
             let batches = &self.out.batches;
             let reserve = async { tokio::time::timeout(slice, batches.reserve()).await.is_ok() };
             if self.runtime.block_on(reserve) {
@@ -378,7 +386,7 @@ impl<C: Collect> Member<C> {
             self.consumer.pause(&self.assignment()?).context("pausing partitions")?;
             paused = true;
             // A record that comes now was fetched before the pause reached its partition; it waits in the queue.
-            if let Some(event) = self.events.clone().poll(POLL) {
+            if let Some(event) = self.events.clone().poll(self.poll_limit()) {
                 self.handle(event)?;
             }
         }
