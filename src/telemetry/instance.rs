@@ -25,6 +25,10 @@ pub(crate) struct InstanceArgs {
         hide = true
     )]
     pub(crate) metadata_host: Option<String>,
+
+    /// The Cloud Run service that this is an instance of; Cloud Run itself says so
+    #[arg(long, env = "K_SERVICE", hide = true)]
+    pub(crate) cloud_run_service: Option<String>,
 }
 
 /// Where an outcome was made.
@@ -72,8 +76,11 @@ async fn find(args: &InstanceArgs) -> Instance {
         Some(answer.text().await.ok()?.trim().to_owned()).filter(|text| !text.is_empty())
     };
     let (id, region) = match &args.region {
-        Some(region) => (ask("id").await, Some(region.clone())),
         None => tokio::join!(ask("id"), ask("region")),
+        // There every instance has the same host name and process id.
+        Some(region) if args.cloud_run_service.is_some() => (ask("id").await, Some(region.clone())),
+        // Elsewhere a question would only look like a fetch that nobody wanted.
+        Some(region) => (None, Some(region.clone())),
     };
     Instance {
         // The metadata server writes projects/NUMBER/regions/NAME.
@@ -106,7 +113,8 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_metadata_server_it_is_local() {
-        let nowhere = InstanceArgs { region: None, metadata_host: Some("127.0.0.1:1".to_owned()) };
+        let nowhere =
+            InstanceArgs { metadata_host: Some("127.0.0.1:1".to_owned()), ..InstanceArgs::default() };
         let identity = Identity::discover(nowhere);
         assert_eq!(identity.get().await.region, "local");
         assert!(!identity.get().await.id.is_empty());

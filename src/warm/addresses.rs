@@ -99,20 +99,22 @@ impl fmt::Display for AllowedAddress {
     }
 }
 
-/// `--connect-to HOST=ADDR:PORT`: where to connect for a host, instead of looking its name up.
+/// `--connect-to HOST=ADDR[:PORT]`: where to connect for a host, instead of looking its name up.
 ///
-/// Written `cdn.example.com=10.1.2.3:8080` or `cdn.example.com=[fd00::7]:443`; `*` as HOST stands for every host.
+/// Written `cdn.example.com=10.1.2.3:8080` or `cdn.example.com=[fd00::7]:443`; `*` as HOST stands for every host. Without a
+/// port it is that of the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConnectTo {
     /// As the URL parser writes hosts, without a final dot; none for every host.
     host: Option<String>,
-    to: SocketAddr,
+    ip: IpAddr,
+    port: Option<u16>,
 }
 
 impl ConnectTo {
     /// `*=ADDR:PORT`.
     pub(crate) fn every_host(to: SocketAddr) -> Self {
-        Self { host: None, to }
+        Self { host: None, ip: to.ip(), port: Some(to.port()) }
     }
 
     /// Whether it is for `host`, which is a URL's host; neither case nor one final dot makes a difference.
@@ -125,9 +127,9 @@ impl ConnectTo {
         self.host.is_none()
     }
 
-    /// The address to connect to.
-    pub(crate) fn to(&self) -> SocketAddr {
-        self.to
+    /// The address to connect to for a URL with this port.
+    pub(crate) fn to(&self, url_port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(url_port))
     }
 }
 
@@ -136,25 +138,42 @@ impl FromStr for ConnectTo {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (host, to) = text.split_once('=').ok_or_else(|| {
-            format!("{text:?} has no equals sign: write HOST=ADDR:PORT, such as cdn.example.com=10.1.2.3:443")
+            format!("{text:?} has no equals sign: write HOST=ADDR or HOST=ADDR:PORT, such as cdn.example.com=10.1.2.3:443")
         })?;
         let host = if host == "*" { None } else { Some(parse_host(host)?) };
-        let to: SocketAddr = to.parse().map_err(|_| {
-            format!(
-                "{to:?} is not ADDR:PORT: the address is a literal one, such as 10.1.2.3:443 or [fd00::7]:443"
-            )
-        })?;
-        if to.port() == 0 {
+        let (ip, port) = match (to.parse::<SocketAddr>(), parse_plain_address(to)) {
+            (Ok(to), _) => (to.ip(), Some(to.port())),
+            (Err(_), Some(ip)) => (ip, None),
+            (Err(_), None) => {
+                return Err(format!(
+                    "{to:?} is neither ADDR nor ADDR:PORT: the address is a literal one, such as 10.1.2.3:443 or [fd00::7]"
+                ));
+            }
+        };
+        if port == Some(0) {
             return Err(PORT_ZERO.to_owned());
         }
-        Ok(Self { host, to })
+        Ok(Self { host, ip, port })
     }
 }
 
 /// As it is written on the command line.
 impl fmt::Display for ConnectTo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.host.as_deref().unwrap_or("*"), self.to)
+        let host = self.host.as_deref().unwrap_or("*");
+        match (self.ip, self.port) {
+            (ip, Some(port)) => write!(f, "{host}={}", SocketAddr::new(ip, port)),
+            (IpAddr::V4(ip), None) => write!(f, "{host}={ip}"),
+            (IpAddr::V6(ip), None) => write!(f, "{host}=[{ip}]"),
+        }
+    }
+}
+
+/// An address without a port, one of IPv6 in brackets: without them its end looks like a port.
+fn parse_plain_address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok().map(IpAddr::V4),
     }
 }
 
@@ -446,10 +465,12 @@ mod tests {
             ("[FD00:0::1]=[::1]:80", "[fd00::1]", "[::1]:80", "[fd00::1]=[::1]:80"),
             ("192.0.2.1=10.1.2.3:80", "192.0.2.1", "10.1.2.3:80", "192.0.2.1=10.1.2.3:80"),
             ("*=127.0.0.1:8080", "any.example", "127.0.0.1:8080", "*=127.0.0.1:8080"),
+            ("cdn.example.com=10.1.2.3", "cdn.example.com", "10.1.2.3:443", "cdn.example.com=10.1.2.3"),
+            ("*=[fd00::7]", "any.example", "[fd00::7]:443", "*=[fd00::7]"),
         ] {
             let connect_to: ConnectTo = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert!(connect_to.applies_to(host), "{host} by {text}");
-            assert_eq!(connect_to.to(), to.parse().unwrap());
+            assert_eq!(connect_to.to(443), to.parse().unwrap());
             assert_eq!(connect_to.to_string(), written);
             assert_eq!(written.parse(), Ok(connect_to.clone()));
             let every = text.starts_with('*');
@@ -470,10 +491,13 @@ mod tests {
             ("https://cdn.example.com=10.1.2.3:80", "is no host"),
             ("*.example.com=10.1.2.3:80", "is no host"),
             ("::1=10.1.2.3:80", "is no host"),
-            ("cdn.example.com=10.1.2.3", "not ADDR:PORT"),
-            ("cdn.example.com=::1:80", "not ADDR:PORT"),
-            ("cdn.example.com=edge:80", "not ADDR:PORT"),
-            ("cdn.example.com=", "not ADDR:PORT"),
+            ("cdn.example.com=10.1.2.3:", "neither ADDR nor"),
+            ("cdn.example.com=::1:80", "neither ADDR nor"),
+            ("cdn.example.com=::1", "neither ADDR nor"),
+            ("cdn.example.com=[10.1.2.3]", "neither ADDR nor"),
+            ("cdn.example.com=edge:80", "neither ADDR nor"),
+            ("cdn.example.com=edge", "neither ADDR nor"),
+            ("cdn.example.com=", "neither ADDR nor"),
             ("cdn.example.com=10.1.2.3:0", "port 0"),
         ] {
             let error = text.parse::<ConnectTo>().unwrap_err();

@@ -31,8 +31,9 @@ pub(crate) struct WarmArgs {
           value_parser = list_item::<HostPattern>)]
     pub(crate) only_hosts: Vec<Option<HostPattern>>,
 
-    /// Sends requests for a host to this edge instead of what its name resolves to; Host and SNI stay the host's
-    #[arg(long, value_name = "HOST=ADDR:PORT", env = "CDNWARM_CONNECT_TO", value_delimiter = ',',
+    /// Sends requests for a host to this edge instead of what its name resolves to, on the URL's port where it says none;
+    /// Host and SNI stay the host's
+    #[arg(long, value_name = "HOST=ADDR[:PORT]", env = "CDNWARM_CONNECT_TO", value_delimiter = ',',
           value_parser = list_item::<ConnectTo>)]
     pub(crate) connect_to: Vec<Option<ConnectTo>>,
 
@@ -82,7 +83,7 @@ impl WarmArgs {
     /// For one region of the demo: every host is served by the edge at `edge`, and a fill is looked at again.
     pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
         Self {
-            instance: InstanceArgs { region: Some(region.to_owned()), metadata_host: None },
+            instance: InstanceArgs { region: Some(region.to_owned()), ..InstanceArgs::default() },
             connect_to: vec![Some(ConnectTo::every_host(edge))],
             follow_redirects: 5,
             certify: true,

@@ -56,7 +56,7 @@ impl Guard {
     /// # Errors
     /// The reason why a literal address may not be dialled.
     pub(super) fn place(&self, host: &str, port: u16) -> Result<Place, String> {
-        if let Some(edge) = self.edge(host) {
+        if let Some(edge) = self.edge(host, port) {
             return Ok(Place::At(edge));
         }
         let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() else {
@@ -82,10 +82,10 @@ impl Guard {
         self.allowed_hosts.iter().any(|allowed| allowed.covers(host, port))
     }
 
-    fn edge(&self, host: &str) -> Option<SocketAddr> {
+    fn edge(&self, host: &str, port: u16) -> Option<SocketAddr> {
         // One that names the host goes before one for every host, in whatever order they were given.
         let fitting = self.connect_to.iter().filter(|entry| entry.applies_to(host));
-        fitting.min_by_key(|entry| entry.is_for_every_host()).map(ConnectTo::to)
+        fitting.min_by_key(|entry| entry.is_for_every_host()).map(|entry| entry.to(port))
     }
 
     fn judge(&self, address: SocketAddr) -> Result<(), String> {

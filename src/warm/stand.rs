@@ -150,7 +150,7 @@ impl Stand {
     /// The arguments' region and metadata host do not matter.
     pub(super) async fn new(args: WarmArgs, origin: Origin, name_server: NameServer) -> Self {
         let args = WarmArgs {
-            instance: InstanceArgs { region: Some("here".to_owned()), metadata_host: None },
+            instance: InstanceArgs { region: Some("here".to_owned()), ..InstanceArgs::default() },
             timeout: 20,
             connect_timeout: 5,
             first_byte_timeout: 20,

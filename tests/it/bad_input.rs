@@ -61,7 +61,7 @@ async fn arguments_that_cannot_be_meant_end_with_status_2() {
         (vec!["produce", &env, "urls", "--header", "warm-colour=red"], "unknown option warm-colour"),
         (vec!["produce", &env, "urls", "--urls", "/nonexistent"], "/nonexistent"),
         (vec!["demo", "--break", "mars"], "europe-west1"),
-        (vec!["serve", "--connect-to", "example.com"], "HOST=ADDR:PORT"),
+        (vec!["serve", "--connect-to", "example.com"], "HOST=ADDR or HOST=ADDR:PORT"),
     ] {
         assert_ends(&run(&args).await, 2, &[expected]);
     }

@@ -9,9 +9,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::support::PATIENCE;
 use crate::support::origin::{Origin, cacheable};
 use crate::support::process::{Process, command};
+use crate::support::{PATIENCE, setting};
 
 /// Within this every slow client is gone.
 const SLOW_LIMIT: Duration = Duration::from_secs(15);
@@ -341,8 +341,7 @@ async fn kept(addr: SocketAddr, slow: Slow) -> Duration {
 /// 2,000 of them are the long form: `CDNWARM_TEST_SLOW_CLIENTS=2000`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_clients_are_closed_in_time_and_good_pushes_are_all_answered() {
-    #[expect(clippy::disallowed_methods, reason = "it chooses how long the test is")]
-    let count = std::env::var("CDNWARM_TEST_SLOW_CLIENTS").map_or(200, |count| count.parse().unwrap());
+    let count = setting("CDNWARM_TEST_SLOW_CLIENTS").map_or(200, |count| count.parse().unwrap());
     let target = Arc::new(Target::start(&["--max-in-flight", "100"]).await);
     let slow: Vec<_> = (0..count)
         .map(|number| {

@@ -574,7 +574,7 @@ async fn an_empty_variable_for_a_list_counts_as_unset() {
 }
 
 #[tokio::test]
-async fn region_and_instance_come_from_the_metadata_server() {
+async fn region_and_instance_come_from_the_metadata_server_where_they_are_not_given() {
     let metadata = Origin::start(&["metadata.example.com".to_owned()], |asked| {
         let known = asked.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
         let text = match asked.url.rsplit_once("/computeMetadata/v1/instance/") {
@@ -587,19 +587,30 @@ async fn region_and_instance_come_from_the_metadata_server() {
     .await;
     let origin = plain_origin(|_| cacheable()).await;
     let connect_to = format!("*={}", origin.addr);
-    let args = [
-        "serve",
-        "--listen",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--insecure-accept-unauthenticated",
-        "--connect-to",
-    ];
-    let mut command = command(&[&args[..], &[&connect_to]].concat());
-    command.env("GCE_METADATA_HOST", metadata.addr.to_string());
-    let served = Served::of(command).await;
-    assert_eq!(served.push_url("http://example.com/a").await, 204);
-    let outcome = served.outcome().await;
-    assert_eq!((&outcome["region"], &outcome["instance"]), (&json!("europe-north1"), &json!("a4b5c6d7")));
+    let mut args = vec!["serve", "--listen", "127.0.0.1", "--port", "0", "--insecure-accept-unauthenticated"];
+    args.extend(["--connect-to", &connect_to]);
+    let outcome = async |args: &[&str], on_cloud_run: bool| {
+        let mut command = command(args);
+        command.env("GCE_METADATA_HOST", metadata.addr.to_string());
+        if on_cloud_run {
+            command.env("K_SERVICE", "cdnwarm-serve");
+        }
+        let served = Served::of(command).await;
+        assert_eq!(served.push_url("http://example.com/a").await, 204);
+        let outcome = served.outcome().await;
+        (outcome["region"].clone(), outcome["instance"].clone())
+    };
+    assert_eq!(outcome(&args, false).await, (json!("europe-north1"), json!("a4b5c6d7")));
+    assert_eq!(metadata.asked().len(), 2);
+
+    metadata.forget();
+    args.extend(["--region", "here"]);
+    assert_eq!(outcome(&args, true).await, (json!("here"), json!("a4b5c6d7")));
+    assert_eq!(metadata.asked().len(), 1, "for the id, which nobody gave");
+
+    metadata.forget();
+    let (region, instance) = outcome(&args, false).await;
+    assert_eq!(region, "here");
+    assert_ne!(instance, "a4b5c6d7");
+    assert_eq!(metadata.asked().len(), 0, "nobody is asked for what is given");
 }

@@ -33,6 +33,8 @@ CORPORA = pathlib.Path(__file__).resolve().parent.parent / "corpora"
 # Where the name server listens: as public as any other address, so that loopback's own ports stay canaries.
 NAME_SERVER = "9.9.9.9"
 PUBLIC = "93.184.215.14"
+# What the hosts file says beside localhost.
+HOSTS = {"here.example.com": "93.184.215.15", "inside.example.com": "10.0.0.5"}
 PROXY_PORT = 3128
 SERVE_PORT = 18080
 # A port that no URL of the corpora has, for the operator's lists.
@@ -216,8 +218,7 @@ class Serve:
     def __init__(self, binary, ca, *arguments):
         environment = {name: f"http://127.0.0.1:{PROXY_PORT}" for proxy in ("http_proxy", "https_proxy", "all_proxy")
                        for name in (proxy, proxy.upper())}
-        # There is no metadata server here, and a question for one would look like a fetch.
-        environment |= {"PATH": os.environ["PATH"], "SSL_CERT_FILE": str(ca), "GCE_METADATA_HOST": "127.0.0.1:9"}
+        environment |= {"PATH": os.environ["PATH"], "SSL_CERT_FILE": str(ca)}
         command = [binary, "serve", "--listen", "127.0.0.1", "--port", str(SERVE_PORT), "--region", "here",
                    "--insecure-accept-unauthenticated", "--malformed", "ack", "--log-format", "json", *arguments]
         self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -361,11 +362,23 @@ def push_lists(start_serve, internet):
     print("lists: --allow-address, --allow-host and --only-hosts do what they say", flush=True)
 
 
+def push_hosts(start_serve, internet):
+    """The hosts file goes before the name server, which knows both names as public, and is judged like it."""
+    with start_serve() as serve:
+        for name, address in HOSTS.items():
+            outcome = serve.push(f"http://{name}/")
+            connections, _ = internet.seen()
+            check(connections == ([(address, 80)] if is_public(address) else []), name, outcome, connections)
+            check((outcome["verdict"] == "refused") != is_public(address), name, outcome)
+    print("hosts file: its names lead where it says, where that is public", flush=True)
+
+
 def run(binary, folder):
     for command in (["ip", "link", "set", "lo", "up"], ["ip", "route", "add", "local", "0.0.0.0/0", "dev", "lo"],
                     ["ip", "-6", "route", "add", "local", "::/0", "dev", "lo"]):
         subprocess.run(command, check=True, timeout=60)
-    for path, text in [("/etc/resolv.conf", f"nameserver {NAME_SERVER}\n"), ("/etc/hosts", "127.0.0.1 localhost\n")]:
+    hosts = "".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **HOSTS}.items())
+    for path, text in [("/etc/resolv.conf", f"nameserver {NAME_SERVER}\n"), ("/etc/hosts", hosts)]:
         own = folder / pathlib.Path(path).name
         own.write_text(text)
         subprocess.run(["mount", "--bind", own, path], check=True, timeout=60)
@@ -386,6 +399,7 @@ def run(binary, folder):
         push_redirects(serve, internet)
     push_rebinding(start_serve, internet)
     push_lists(start_serve, internet)
+    push_hosts(start_serve, internet)
     print("canaries: 0 connections", flush=True)
 
 

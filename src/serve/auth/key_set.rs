@@ -1,6 +1,7 @@
 //! A published key set (RFC 7517), the check of a signature with one of its keys, and the tokens that have passed it.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine;
@@ -120,8 +121,14 @@ fn number(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Tokens that need not be checked again until they expire. Only good ones come in, so no stranger can fill it.
-#[derive(Debug)]
 pub(super) struct Verified(Cache<Box<str>, f64>);
+
+/// Without the tokens: whoever reads one can push until it expires.
+impl fmt::Debug for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verified").field("tokens", &self.0.entry_count()).finish_non_exhaustive()
+    }
+}
 
 impl Default for Verified {
     fn default() -> Self {
@@ -241,6 +248,8 @@ mod tests {
         assert!(verified.has("a.b.c", 99.9));
         assert!(!verified.has("a.b.c", 100.0));
         assert!(!verified.has("a.b.d", 0.0));
+        verified.0.run_pending_tasks();
+        assert_eq!(format!("{verified:?}"), "Verified { tokens: 1, .. }");
         let token = |n: usize| format!("{n:>16384}");
         for n in 0..1_000 {
             verified.add(&token(n), 100.0);

@@ -7,6 +7,10 @@ mod cache;
 mod key_set;
 mod refusal;
 mod token;
+#[cfg(test)]
+#[path = "../../../tests/it/support/tokens.rs"]
+#[allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "shared with tests that use the rest of it")]
+mod tokens;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -253,4 +257,64 @@ fn is_loopback(url: &Url) -> bool {
 /// Seconds since 1970, as tokens count them.
 fn now_s() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::tokens::{ACCOUNT, AUDIENCE, Keys};
+    use super::*;
+
+    /// A key server that is asked once.
+    async fn key_server(published: String) -> Url {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/certs", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{published}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        url
+    }
+
+    async fn is_believed(auth: &Auth, token: &str) -> bool {
+        let value = format!("Bearer {token}").parse().unwrap();
+        auth.check(&HeaderMap::from_iter([(http::header::AUTHORIZATION, value)])).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_token_that_was_verified_is_not_verified_again() {
+        let keys = Keys::new();
+        let url = key_server(keys.published(1)).await;
+        for (args, token) in [
+            (AuthArgs::for_demo(AUDIENCE, ACCOUNT, url), keys.good(1)),
+            (
+                AuthArgs {
+                    trust_platform_auth: true,
+                    ..AuthArgs::for_demo(AUDIENCE, ACCOUNT, GOOGLES_KEYS.parse().unwrap())
+                },
+                keys.without_signature(&serde_json::json!({})),
+            ),
+        ] {
+            let auth = Auth::new(args, CancellationToken::new()).unwrap();
+            assert!(is_believed(&auth, &token).await);
+            let set = match &auth.0.trust {
+                Trust::Signature(_, keys) => keys.current(),
+                _ => None,
+            };
+            let verified = match &auth.0.trust {
+                Trust::Platform(_, verified) => verified,
+                _ => set.as_ref().unwrap().verified(),
+            };
+            assert!(verified.has(&token, now_s()), "it is remembered");
+            assert!(!is_believed(&auth, "remembered").await);
+            verified.add("remembered", now_s() + 60.0);
+            assert!(is_believed(&auth, "remembered").await, "what is remembered is not read again");
+            let shown = format!("{auth:?}");
+            assert!(!shown.contains("remembered") && !shown.contains(&token), "{shown}");
+        }
+    }
 }

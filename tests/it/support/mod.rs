@@ -30,3 +30,12 @@ pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Op
         Err(_) => panic!("not within {PATIENCE:?}: {what}"),
     }
 }
+
+/// A variable of the environment.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these choose what tests run against, and for how long, not what the program does"
+)]
+pub(crate) fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}

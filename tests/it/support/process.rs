@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, setting};
 
 /// A running role. Killed when dropped.
 pub(crate) struct Process {
@@ -24,9 +24,15 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command_by(&[], args)
 }
 
+/// The built binary, or another one to test instead, such as a release build, which `CDNWARM_TEST_BINARY` names.
+fn binary() -> String {
+    setting("CDNWARM_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_cdnwarm").to_owned())
+}
+
 /// As [`command`], started by another program that takes its command line as its last arguments.
 pub(crate) fn command_by(starter: &[&str], args: &[&str]) -> Command {
-    let line = [starter, &[env!("CARGO_BIN_EXE_cdnwarm")], args].concat();
+    let binary = binary();
+    let line = [starter, &[binary.as_str()], args].concat();
     let mut command = Command::new(line[0]);
     command
         .args(&line[1..])
@@ -34,7 +40,9 @@ pub(crate) fn command_by(starter: &[&str], args: &[&str]) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    for name in ["PUBSUB_EMULATOR_HOST", "PORT", "SSL_CERT_FILE", "GOOGLE_APPLICATION_CREDENTIALS"] {
+    for name in
+        ["PUBSUB_EMULATOR_HOST", "PORT", "SSL_CERT_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "K_SERVICE"]
+    {
         command.env_remove(name);
     }
     // Nothing listens there: no test asks a metadata server.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, setting};
 
 const PARTITIONS: i32 = 3;
 
@@ -285,12 +285,4 @@ fn properties(text: &str) -> Vec<(String, String)> {
     let lines = section.lines().filter(|line| !line.starts_with('#'));
     let pairs = lines.filter_map(|line| line.split_once('='));
     pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())).collect()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "these choose what tests run against, not what the program does"
-)]
-fn setting(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }

@@ -1,0 +1,1 @@
+//! `cargo vendor` wants a target. There is none but this.
