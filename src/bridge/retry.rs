@@ -97,4 +97,10 @@ mod tests {
     fn no_wait_is_longer_than_a_second() {
         assert!(delays().take(1_000).all(|delay| delay <= Duration::from_secs(1)));
     }
+
+    #[test]
+    fn calls_that_failed_together_do_not_come_back_together() {
+        let [one, other] = [(); 2].map(|()| delays().take(10).collect::<Vec<_>>());
+        assert_ne!(one, other);
+    }
 }

@@ -146,17 +146,12 @@ impl Done {
     }
 
     /// Ends at once where the group is known to count this member in, or the records are few; otherwise once it is. To be
-    /// waited for before each try to deliver them, the first and those that come `again`: what a member delivers that was
-    /// given up is delivered twice.
-    pub(crate) async fn may_deliver(&self, records: u64, again: bool) {
-        while !self.state.lease.allows(records, again, self.offsets.ever_committable()) {
+    /// waited for before each try to deliver them: what a member delivers that was given up is delivered twice. Those that were
+    /// `held` for some time go out in small steps.
+    pub(crate) async fn may_deliver(&self, records: u64, held: bool) {
+        while !self.state.lease.allows(records, held, self.offsets.ever_committable()) {
             self.state.lease.renewed().await;
         }
-    }
-
-    /// Records that might be delivered again were refused again.
-    pub(crate) fn not_delivered(&self, records: u64) {
-        self.state.lease.give_back(records);
     }
 
     /// Ends some time after all of these records were taken away, so that their next owner delivers them: to go on with

@@ -33,15 +33,13 @@ pub(super) struct Lease {
     burst: AtomicU64,
     /// Records let through on an old proof.
     unproven: AtomicU64,
-    /// Records let through again, after a try that failed, since the last proof.
-    repeated: AtomicU64,
     wanted: AtomicBool,
     renewed: Notify,
 }
 
 impl Default for Lease {
     fn default() -> Self {
-        let [limit_ms, asked_ms, proven, unproven, repeated] = [0; 5].map(AtomicU64::new);
+        let [limit_ms, asked_ms, proven, unproven] = [0; 4].map(AtomicU64::new);
         let lease = Self {
             base: Instant::now(),
             limit_ms,
@@ -49,7 +47,6 @@ impl Default for Lease {
             proven,
             burst: BURST_RECORDS.into(),
             unproven,
-            repeated,
             wanted: false.into(),
             renewed: Notify::new(),
         };
@@ -81,7 +78,6 @@ impl Lease {
         let burst = brought.max(self.burst.load(Ordering::Relaxed) / 2).max(BURST_RECORDS);
         self.burst.store(burst, Ordering::Relaxed);
         self.unproven.store(0, Ordering::Relaxed);
-        self.repeated.store(0, Ordering::Relaxed);
         self.wanted.store(false, Ordering::Relaxed);
         self.renewed.notify_waiters();
     }
@@ -101,17 +97,16 @@ impl Lease {
         committable.saturating_sub(self.proven.load(Ordering::Relaxed))
     }
 
-    /// Whether so many records may be delivered now, maybe `again`, with so many ever `committable`; if not, a proof is
-    /// asked for.
-    pub(super) fn allows(&self, records: u64, again: bool, committable: u64) -> bool {
+    /// Whether so many records may be delivered now, with so many ever `committable`; if not, a proof is asked for. What was
+    /// `held` is let through in small steps, however much was proven at once before.
+    pub(super) fn allows(&self, records: u64, held: bool, committable: u64) -> bool {
         let age_ms = millis(self.base.elapsed()).saturating_sub(self.asked_ms.load(Ordering::Relaxed));
-        let allowed = if age_ms >= self.limit_ms.load(Ordering::Relaxed) {
-            add_within(&self.unproven, records, UNPROVEN_RECORDS)
-        } else if self.owes(committable) > self.burst.load(Ordering::Relaxed) {
-            false
+        let allowed = if age_ms < self.limit_ms.load(Ordering::Relaxed) {
+            let burst = if held { BURST_RECORDS } else { self.burst.load(Ordering::Relaxed) };
+            self.owes(committable) <= burst
         } else {
-            // What was held goes out at once when Pub/Sub is back, before any of it is accepted.
-            !again || add_within(&self.repeated, records, BURST_RECORDS)
+            let add = |now: u64| now.checked_add(records).filter(|sum| *sum <= UNPROVEN_RECORDS);
+            self.unproven.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
         };
         if !allowed {
             self.ask();
@@ -119,24 +114,11 @@ impl Lease {
         allowed
     }
 
-    /// Records that were let through again were not delivered this time either.
-    pub(super) fn give_back(&self, records: u64) {
-        let less = |now: u64| Some(now.saturating_sub(records));
-        // Never fails: there is always a new value.
-        let _ = self.repeated.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
     /// Ends soon after the next proof, or after a while without one.
     pub(super) async fn renewed(&self) {
         // One that comes between the question and this wait is not heard, but the wait is short.
         let _ = tokio::time::timeout(Duration::from_millis(100), self.renewed.notified()).await;
     }
-}
-
-/// Adds where the sum stays within a limit; says whether it does.
-fn add_within(sum: &AtomicU64, more: u64, limit: u64) -> bool {
-    let add = |now: u64| now.checked_add(more).filter(|sum| *sum <= limit);
-    sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
 }
 
 fn millis(time: Duration) -> u64 {
@@ -196,12 +178,10 @@ mod tests {
     #[test]
     fn what_was_held_goes_out_in_steps() {
         let lease = a_minute_old();
-        lease.renew(Instant::now(), 0);
-        assert!((0..4).all(|_| lease.allows(1_000, true, 0)));
-        assert!(!lease.allows(1_000, true, 0) && lease.allows(1_000, false, 0));
-        lease.give_back(1_000);
-        assert!(lease.allows(1_000, true, 0) && !lease.allows(1_000, true, 0));
-        lease.renew(Instant::now(), 0);
-        assert!(lease.allows(1_000, true, 0));
+        lease.renew(Instant::now(), 100_000);
+        assert!(lease.allows(1_000, true, 104_000) && !lease.allows(1_000, true, 104_001));
+        assert!(lease.allows(1_000, false, 104_001));
+        lease.renew(Instant::now(), 104_001);
+        assert!(lease.allows(1_000, true, 104_001));
     }
 }
