@@ -321,7 +321,9 @@ async fn a_thousand_fetches_at_once_fit_into_256_mib() {
         }
     })
     .await;
-    let served = serve(&origin, &["--stall-timeout", "60"]).await;
+    // A busy machine takes long to bring a thousand pushes under way.
+    let served =
+        serve(&origin, &["--first-byte-timeout", "60", "--stall-timeout", "60", "--timeout", "120"]).await;
     let mut most = 0;
     let pushes = (0..FETCHES).map(|n| {
         let url = format!("http://h{}.example.com/{n}", n % 20);
