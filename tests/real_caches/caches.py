@@ -33,7 +33,7 @@ LIMIT_BYTES = 1 << 20
 PATIENCE_SECONDS = 30
 HOST = "cdn.example.com"
 FRESH = "max-age=60"
-SHORT = "max-age=1"
+SHORT = "max-age=2"
 # By kind: status, headers, and what the verdict on a first look is, whatever the cache.
 KINDS = {
     "cacheable": (200, {"Cache-Control": FRESH}, "filled"),
@@ -165,7 +165,8 @@ class Cache:
     def run(self):
         self.launch()
         wait_for(f"{type(self).__name__} answers", self.is_up)
-        wait_for(f"{type(self).__name__} logs", self.lines)
+        # Varnish's log is a program of its own, which may be late.
+        wait_for(f"{type(self).__name__} logs", lambda: self.get("/missing/up") and self.lines())
         # A probe may be logged late.
         time.sleep(self.log_delay)
         self.lines()
@@ -232,7 +233,7 @@ class Nginx(Cache):
                 client_body_temp_path {self.folder}/body; proxy_temp_path {self.folder}/proxy;
                 fastcgi_temp_path {self.folder}/fastcgi; uwsgi_temp_path {self.folder}/uwsgi; scgi_temp_path {self.folder}/scgi;
                 proxy_cache_path {self.folder}/cache keys_zone=edge:1m;
-                map $upstream_http_content_length $is_too_large {{ default 0; ~^\\d{{7,}}$ 1; }}
+                map $upstream_http_content_length $is_too_large {{ default 0; "~^\\d{{7,}}$" 1; }}
                 server {{
                     listen 127.0.0.1:{self.port};
                     location / {{
@@ -313,18 +314,16 @@ class TrafficServer(Cache):
     log_delay = 2
 
     def launch(self):
-        subprocess.run(["traffic_layout", "init", "--path", str(self.folder / "root"), "--copy-style=soft", "--force"],
-                       check=True, capture_output=True)
-        layout = subprocess.run(["traffic_layout", "info", "--run-root=" + str(self.folder / "root"), "--json"],
-                                check=True, capture_output=True, text=True)
-        places = json.loads(layout.stdout)
-        config = pathlib.Path(places["SYSCONFDIR"])
-        self.log = pathlib.Path(places["LOGDIR"]) / "told.log"
-        for place in (places["LOGDIR"], places["CACHEDIR"], places["RUNTIMEDIR"]):
-            pathlib.Path(place).mkdir(parents=True, exist_ok=True)
-        config.mkdir(parents=True, exist_ok=True)
-        for name in ("records.config", "remap.config", "plugin.config", "storage.config", "logging.yaml"):
-            (config / name).unlink(missing_ok=True)
+        places = {name: self.folder / name for name in ("sysconfdir", "datadir", "localstatedir", "runtimedir", "logdir", "cachedir")}
+        for place in places.values():
+            place.mkdir()
+        installed = {"prefix": "/usr", "exec_prefix": "/usr", "bindir": "/usr/bin", "sbindir": "/usr/sbin",
+                     "includedir": "/usr/include", "libdir": "/usr/lib/trafficserver",
+                     "libexecdir": "/usr/lib/trafficserver/modules", "mandir": "/usr/share/man", "infodir": "/usr/share/info"}
+        root = self.folder / "runroot.yaml"
+        root.write_text("".join(f"{name}: {place}\n" for name, place in {**installed, **places}.items()))
+        config = places["sysconfdir"]
+        self.log = places["logdir"] / "told.log"
         (config / "records.config").write_text("\n".join(f"CONFIG proxy.config.{line}" for line in [
             f"http.server_ports STRING {self.port}:ip-in=127.0.0.1",
             "admin.user_id STRING #-1",
@@ -337,12 +336,14 @@ class TrafficServer(Cache):
             "url_remap.pristine_host_hdr INT 1",
         ]) + "\n")
         (config / "remap.config").write_text(f"map / http://127.0.0.1:{self.origin.port}/\n")
+        (config / "ip_allow.yaml").write_text(
+            "ip_allow:\n- {apply: in, ip_addrs: 127.0.0.1, action: allow, methods: ALL}\n")
         (config / "plugin.config").write_text("xdebug.so\n")
-        (config / "storage.config").write_text("cache 64M\n".replace("cache", places["CACHEDIR"]))
+        (config / "storage.config").write_text(f"{places['cachedir']} 64M\n")
         (config / "logging.yaml").write_text(
             "logging:\n  formats:\n  - name: told\n    format: '%<cqup> %<crc> %<pscl>'\n"
             "  logs:\n  - mode: ascii\n    filename: told\n    format: told\n")
-        self.start("traffic_server", "--run-root=" + str(self.folder / "root"))
+        self.start("traffic_server", f"--run-root={root}")
 
 
 CACHES = [Nginx, Varnish, Squid, TrafficServer]
@@ -403,7 +404,11 @@ class Run:
             path = self.path(kind)
             certified = shown(self.check(path, "--certify"))
             print(f"; certified: {certified}", end="", flush=True)
-            require(certified not in ("filled", "fetched"), f"{path}: still {certified}")
+            if kind in ("short", "swr"):
+                # May have expired between two looks, on a slow machine.
+                require(certified in ("warm", "filled", "stale"), f"{path}: {certified}")
+            else:
+                require(certified not in ("filled", "fetched"), f"{path}: still {certified}")
             if kind not in ("short", "swr") and status == 200:
                 next_one = self.after(path)
                 require((certified == "warm") == (next_one == "hit"), f"{path}: {certified}, but next {next_one}")
@@ -417,8 +422,9 @@ class Run:
         print(f"; skipped: {shown(told)}, {told.get('bytes_saved', 0)} bytes unread")
         if told["verdict"] == "warm":
             require((told["bytes"], told["bytes_saved"]) == (0, len(BODY)), f"{path}: {told}")
-            require(certified == "warm", f"{path}: warm, but certified {certified}")
-            require(shown(self.check(path)) in ("warm", "stale"), f"{path}: no longer warm after a cancelled look")
+            if kind not in ("short", "swr"):
+                require(certified == "warm", f"{path}: warm, but certified {certified}")
+                require(shown(self.check(path)) == "warm", f"{path}: no longer warm after a cancelled look")
         elif told["verdict"] != "failed":
             require(told["bytes"] in (len(BODY), len(LARGE)) and "bytes_saved" not in told, f"{path}: {told}")
 
@@ -427,7 +433,7 @@ class Run:
         for kind in ("short", "swr"):
             path = self.path(kind)
             self.check(path, "--certify")
-            time.sleep(2.2)
+            time.sleep(3.2)
             expired = shown(self.check(path))
             later = shown(self.check(path, "--certify"))
             print(f"  {kind:10} after its lifetime: {expired}, then {later}")

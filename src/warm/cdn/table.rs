@@ -380,7 +380,7 @@ pub(super) const ROWS: &[Row] = &[
         standing: Standing::Unconfirmed,
         ..ROW
     },
-    // RFC 9211. Squid 5.7, among others, speaks it.
+    // RFC 9211
     Row {
         name: "cache-status",
         tier: Tier::Cache,
@@ -396,6 +396,16 @@ pub(super) const ROWS: &[Row] = &[
         marks: &[&[Has("x-varnish")]],
         status: &["x-varnish"],
         form: Form::VarnishIds,
+        hides_stale: true,
+        ..ROW
+    },
+    // Measured, 5.7. What it could not confirm with the origin it may call a hit too.
+    Row {
+        name: "squid",
+        tier: Tier::Cache,
+        marks: &[&[Contains("via", "(squid")]],
+        status: &["x-cache"],
+        words: &[("hit from", Hit), ("miss from", Missed)],
         hides_stale: true,
         ..ROW
     },

@@ -507,6 +507,17 @@ const CASES: &[Case] = &[
         pop: None,
     },
     Case {
+        cdn: "squid",
+        marks: &[("via", "1.1 edge.example.com (squid/5.7)")],
+        header: "X-Cache",
+        says: &[
+            ("HIT from edge.example.com", "warm"),
+            ("MISS from edge.example.com", "filled"),
+            ("NONE from edge.example.com", UNKNOWN),
+        ],
+        pop: None,
+    },
+    Case {
         cdn: "trafficserver",
         marks: &[("server", "ATS/9.2.5")],
         header: "X-Cache",
