@@ -127,7 +127,7 @@ fn decided(outcome: &Outcome, look: &Look) -> String {
 
 /// Headers that count beside what a cache says of itself.
 fn also_decides(verdict: &Verdict) -> &'static [&'static str] {
-    const LIFETIME: &[&str] = &["age", "cache-control", "expires", "date"];
+    const LIFETIME: &[&str] = &["age", "cache-control", "expires"];
     match verdict {
         Verdict::Warm | Verdict::Stale | Verdict::Fetched(Unproven::UnknownFreshness) => LIFETIME,
         Verdict::Uncacheable(obstacle) => match obstacle {

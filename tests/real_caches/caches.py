@@ -327,9 +327,11 @@ class TrafficServer(Cache):
         (config / "records.config").write_text("\n".join(f"CONFIG proxy.config.{line}" for line in [
             f"http.server_ports STRING {self.port}:ip-in=127.0.0.1",
             "admin.user_id STRING #-1",
+            "crash_log_helper STRING NULL",
             f"cache.max_doc_size INT {LIMIT_BYTES}",
             "log.logging_enabled INT 3",
             "log.max_secs_per_buffer INT 1",
+            "log.periodic_tasks_interval INT 1",
             "http.insert_response_via_str INT 1",
             "reverse_proxy.enabled INT 1",
             "url_remap.remap_required INT 1",
@@ -341,7 +343,7 @@ class TrafficServer(Cache):
         (config / "plugin.config").write_text("xdebug.so\n")
         (config / "storage.config").write_text(f"{places['cachedir']} 64M\n")
         (config / "logging.yaml").write_text(
-            "logging:\n  formats:\n  - name: told\n    format: '%<cqup> %<crc> %<pscl>'\n"
+            "logging:\n  formats:\n  - name: told\n    format: '/%<cqup> %<crc> %<pscl>'\n"
             "  logs:\n  - mode: ascii\n    filename: told\n    format: told\n")
         self.start("traffic_server", f"--run-root={root}")
 
@@ -377,8 +379,11 @@ class Run:
             self.looks += 1
             self.told[f"{line.split()[1]} {look['verdict']}"] += 1
             if own and not look["verdict"].startswith("failed"):
+                age, lifetime = (look.get("cache", {}).get("age_s", 0), look["read"].get("cache-control", ""))
+                # Its last second is over by RFC 9111, section 4.2; caches that count whole seconds serve it all the same.
+                is_over = f"max-age={age}" in lifetime.split(", ")
                 fits = {
-                    "hit": ["warm"],
+                    "hit": ["warm"] + ["stale"] * is_over,
                     "stale": ["stale"],
                     # Confirmed or fetched anew just now: to be had fresh, but not from the cache alone.
                     "renewed": ["warm", "filled"] + [v for v in [look["verdict"]] if v.startswith("uncacheable")],

@@ -202,7 +202,11 @@ fn pop(pop: Pop, headers: &HeaderMap) -> Option<String> {
             let text = last(name)?;
             text.get(prefix.len()..)?.split('-').next()?.to_owned()
         }
-        Pop::LastNode(name) => last(name)?.split(['[', ' ', '\t']).next()?.to_owned(),
+        Pop::LastNode(name) => {
+            let text = joined(headers, name);
+            let nodes = text.rfind('[').map_or(&*text, |end| &text[..end]);
+            nodes.rsplit([',', ' ']).next()?.to_owned()
+        }
         Pop::AzureReference => azure_node(&last("x-azure-ref")?)?,
     };
     Some(bounded(&text)).filter(|text| !text.is_empty())

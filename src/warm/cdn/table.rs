@@ -81,7 +81,7 @@ pub(super) enum Pop {
     BehindDash(&'static str),
     /// Between this prefix and the next `-`.
     BehindPrefix(&'static str, &'static str),
-    /// The last member, up to its first `[` or white space.
+    /// The last node: what stands before the last `[`, or the last member.
     LastNode(&'static str),
     /// The node in an Azure reference of the old form.
     AzureReference,
@@ -175,7 +175,7 @@ pub(super) const ROWS: &[Row] = &[
         marks: &[&[Starts("x-served-by", "cache-")]],
         status: &["x-cache"],
         form: Form::EdgeLast,
-        words: &[("hit", Hit), ("miss", Missed), ("pass", Bypassed)],
+        words: &[("hit", Hit), ("miss", Missed)],
         pop: Some(Pop::BehindDash("x-served-by")),
         asks: &[("fastly-debug", "1")],
         hides_stale: true,
