@@ -107,6 +107,9 @@ class Origin(http.server.ThreadingHTTPServer):
         self.versions = collections.defaultdict(lambda: "1")
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def handle_error(self, *_):
+        """A cache may hang up whenever it likes."""
+
 
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
