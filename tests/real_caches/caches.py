@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -521,6 +522,8 @@ def main():
     parser.add_argument("--only", choices=[cache.__name__.lower() for cache in CACHES])
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and configurations")
     arguments = parser.parse_args()
+    # A stop ends the caches too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     binary = str(pathlib.Path(arguments.binary).resolve())
     folder = pathlib.Path(tempfile.mkdtemp(prefix="cdnwarm-caches."))
     folder.chmod(0o777)

@@ -1,6 +1,6 @@
 //! From a response's head to how warm the edge is: what the caches on the way say, judged by RFC 9111 and RFC 9211.
 //!
-//! What a cache may say, and in which header, is data: `table`. `read` finds out who spoke, `cache_status` reads RFC 9211,
+//! What a cache may say, and in which header, is data: `table`, of `row`s. `read` finds out who spoke, `cache_status` reads RFC 9211,
 //! `freshness` knows RFC 9111, and the verdict is made in one place, [`judge`]. `Age` alone is never evidence: any cache
 //! on the way may have set it.
 
@@ -8,6 +8,7 @@ mod cache_status;
 mod freshness;
 mod headers;
 mod read;
+mod row;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -22,8 +23,9 @@ use freshness::Freshness;
 pub(crate) use freshness::policy;
 use headers::{bounded, has_directive, joined, shown};
 use read::{Said, Spoken, Word};
+use row::{Row, Standing};
 pub(crate) use table::CdnName;
-use table::{ROWS, Standing};
+use table::ROWS;
 
 use crate::outcome::CacheEvidence;
 use crate::verdict::{Obstacle, Unproven, Verdict};
@@ -142,7 +144,7 @@ pub(crate) fn judge(
     Judged { verdict, evidence, next, needs_miss }
 }
 
-fn verdict(said: &Said, freshness: &Freshness, row: &table::Row) -> Verdict {
+fn verdict(said: &Said, freshness: &Freshness, row: &Row) -> Verdict {
     let may_be_kept = |kept: Verdict| match freshness.why_not_kept {
         Some(obstacle) => Verdict::Uncacheable(obstacle),
         None => kept,

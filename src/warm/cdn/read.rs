@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderName};
 use super::Speakers;
 use super::cache_status;
 use super::headers::{bounded, joined, members, shown};
-use super::table::{Form, Mark, OWN, Pop, ROWS, Row, Tier};
+use super::row::{Form, Mark, Pop, Row, Tier};
+use super::table::{OWN, ROWS};
 
 /// What a cache says that it did; the later, the less it is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,14 +124,17 @@ fn read(row: &'static Row, speakers: &Speakers, headers: &HeaderMap) -> Option<S
 fn is_marked(row: &Row, headers: &HeaderMap) -> bool {
     let holds = |mark: &Mark| match mark {
         Mark::Has(name) => headers.contains_key(*name),
-        Mark::Starts(name, text) => lower(headers, name).starts_with(&text.to_ascii_lowercase()),
-        Mark::Contains(name, text) => lower(headers, name).contains(&text.to_ascii_lowercase()),
+        Mark::Starts(name, text) => headers.get(*name).is_some_and(|value| {
+            value
+                .as_bytes()
+                .get(..text.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
+        }),
+        Mark::Contains(name, text) => headers.get_all(*name).iter().any(|value| {
+            value.as_bytes().windows(text.len()).any(|part| part.eq_ignore_ascii_case(text.as_bytes()))
+        }),
     };
     row.marks.iter().any(|marks| marks.iter().all(holds))
-}
-
-fn lower(headers: &HeaderMap, name: &str) -> String {
-    joined(headers, name).to_ascii_lowercase()
 }
 
 /// The words of a header that is one text, or a list.
