@@ -72,7 +72,7 @@ async fn a_page_for_people_shows_what_was_sent_what_decided_and_what_to_do() {
     for part in [
         "accept-encoding: gzip, deflate, br, zstd",
         "cookie: …",
-        "decided  x-cache: Hit from cloudfront; age: 5",
+        "decided  x-cache: Hit from cloudfront; cache-control: public, max-age=60; age: 5",
         "POP FRA56-P1",
         "verdict  uncacheable (no-store)",
         "advice   Take no-store out of the origin's Cache-Control",

@@ -309,6 +309,8 @@ class Squid(Cache):
             shutdown_lifetime 1 second
             netdb_filename none
             """)
+        # Else a look that is left in the middle has a word of its own.
+        self.words = {**self.words, **{f"{word}_ABORTED": meaning for word, meaning in self.words.items()}}
         self.start("squid", "-N", "-f", str(self.folder / "squid.conf"), "-n", "cdnwarm" + str(self.port))
 
 

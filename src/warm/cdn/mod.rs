@@ -75,7 +75,7 @@ pub(crate) fn is_spoken_by_caches(name: &str) -> bool {
     OF_USE.contains(&name)
         || name.contains("cache")
         || ROWS.iter().any(|row| row.status.contains(&name) || row.marks_name(name))
-        || name.starts_with("x-served-by")
+        || name.ends_with("-pop")
 }
 
 /// What one response says of the edge.

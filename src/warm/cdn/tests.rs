@@ -486,6 +486,13 @@ const CASES: &[Case] = &[
         pop: Some("cache08.gdcu"),
     },
     Case {
+        cdn: "volcengine",
+        marks: &[("server", "Byte-nginx")],
+        header: "X-Response-Cache",
+        says: &[("edge_hit", UNCONFIRMED)],
+        pop: None,
+    },
+    Case {
         cdn: "keycdn",
         marks: &[("server", "keycdn"), ("x-edge-location", "defr")],
         header: "X-Cache",
