@@ -3,7 +3,7 @@
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::telemetry::logs::LogArgs;
-use crate::{bridge, consume_direct, demo, produce, serve};
+use crate::{bridge, check, consume_direct, demo, produce, serve};
 
 /// Warms every CDN edge: from a Kafka record, through Pub/Sub, to a GET in each region, with the evidence.
 ///
@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Serve(serve::Args),
     /// GET the URLs of a Kafka topic directly, without Pub/Sub
     ConsumeDirect(consume_direct::Args),
+    /// GET URLs through an edge from here, and say how warm it is, what shows it, and what to change
+    Check(check::Args),
     /// Run the whole road on this machine: Kafka, Pub/Sub, regions with their edges, and an origin
     Demo(demo::Args),
 }

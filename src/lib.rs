@@ -7,12 +7,12 @@
 //! free (`kafka::offsets`). Pub/Sub pushes the message to each region's `serve`, where `http::server` takes the request,
 //! `serve::auth` checks its token, `serve::envelope` reads the push, [`request::WarmRequest`] reads the URL and its options, `warm` GETs it through
 //! the edge next door and judges the answer (`warm::cdn`), and `serve::handler` logs the [`outcome::Outcome`] and
-//! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`. `demo` runs all of it on one machine.
+//! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`, `check` from the shell. `demo` runs all of it on one machine.
 //!
 //! # Imports point one way
 //!
-//! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
-//! `telemetry` → plain values (`request`, `verdict`, `outcome`, `usage`). Roles do not import roles, except `demo`,
+//! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
+//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `usage`). Roles do not import roles, except `demo`,
 //! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
 //!
 //! # Invariants
@@ -26,6 +26,7 @@
 //! - `bridge` never looks inside a value, but for what decides whether it may be packed.
 
 mod bridge;
+mod check;
 pub mod cli;
 mod consume_direct;
 pub mod demo;
@@ -40,6 +41,7 @@ mod shutdown;
 mod telemetry;
 mod usage;
 pub mod verdict;
+pub mod version;
 mod warm;
 
 use std::process::ExitCode;
@@ -56,7 +58,7 @@ use usage::UsageError;
 pub fn start(cli: Cli) -> ExitCode {
     let role = match cli.command {
         Command::Bridge(_) | Command::Serve(_) | Command::ConsumeDirect(_) => Role::Service,
-        Command::Produce(_) | Command::Demo(_) => Role::Tool,
+        Command::Produce(_) | Command::Check(_) | Command::Demo(_) => Role::Tool,
     };
     if let Err(error) = logs::init(&cli.logs, role) {
         eprintln!("cdnwarm: {error:#}");
@@ -101,6 +103,7 @@ async fn run(command: Command, stop: CancellationToken) -> anyhow::Result<()> {
         Command::Bridge(args) => bridge::run(args, stop).await,
         Command::Serve(args) => serve::run(args, stop).await,
         Command::ConsumeDirect(args) => consume_direct::run(args, stop).await,
+        Command::Check(args) => check::run(args, stop).await,
         Command::Demo(args) => demo::run(args, stop).await,
     }
 }

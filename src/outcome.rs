@@ -2,6 +2,8 @@
 //!
 //! The same serialized form is the log line, the demo's table row and, later, the message on an outcomes topic.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use url::Url;
@@ -52,6 +54,9 @@ pub struct Exchange {
     pub cache: Option<CacheEvidence>,
     /// Body bytes read, as they came (not decoded), over all GETs.
     pub bytes: u64,
+    /// Body bytes that were left unread, since the edge had them; what was on its way already came all the same.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bytes_saved: u64,
     /// From the first request's start to its response head, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttfb_ms: Option<f64>,
@@ -64,7 +69,7 @@ pub struct Exchange {
 pub struct CacheEvidence {
     /// The deciding header's name, in lower case.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub header: Option<&'static str>,
+    pub header: Option<Cow<'static, str>>,
     /// The deciding header's value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
@@ -97,6 +102,10 @@ pub struct Source {
     /// Pub/Sub's count of this delivery, from 1; known only with a dead-letter policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery_attempt: Option<u32>,
+}
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 fn word<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::Error> {
@@ -150,6 +159,7 @@ fn is_signature_like(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::{Obstacle, Unproven};
 
     fn full() -> Outcome {
         Outcome {
@@ -158,12 +168,12 @@ mod tests {
             final_url: Some("https://example.com/b".to_owned()),
             region: "europe-west1".to_owned(),
             instance: "a1b2c3d4".to_owned(),
-            verdict: Verdict::Uncacheable("no-store"),
+            verdict: Verdict::Uncacheable(Obstacle::NoStore),
             reason: Some("no-store".to_owned()),
             exchange: Exchange {
                 http_status: Some(200),
                 cache: Some(CacheEvidence {
-                    header: Some("cache-status"),
+                    header: Some("cache-status".into()),
                     value: Some("edge; hit".to_owned()),
                     cdn: Some("edge".to_owned()),
                     pop: Some("FRA".to_owned()),
@@ -172,6 +182,7 @@ mod tests {
                     etag: Some("\"1\"".to_owned()),
                 }),
                 bytes: 10,
+                bytes_saved: 5,
                 ttfb_ms: Some(1.5),
                 total_ms: 2.5,
             },
@@ -226,10 +237,12 @@ mod tests {
         let all = [
             Verdict::Warm,
             Verdict::Filled,
-            Verdict::Fetched,
+            Verdict::Fetched(Unproven::NoEvidence),
             Verdict::Stale,
             Verdict::ShieldOnly,
-            Verdict::Uncacheable(""),
+            Verdict::Uncacheable(Obstacle::NoStore),
+            Verdict::WrongVersion(String::new()),
+            Verdict::WrongPop(String::new()),
             Verdict::Refused(String::new()),
             Verdict::Failed(crate::verdict::Failure::Dns),
         ];

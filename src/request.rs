@@ -9,6 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use url::{Host, Url};
 
+use crate::version::Expected;
+
 /// The longest URL that is accepted, in bytes, after white space around it is removed.
 pub const MAX_URL_BYTES: usize = 16_384;
 
@@ -28,6 +30,7 @@ pub struct WarmRequest {
     headers: HeaderMap,
     regions: Option<Vec<String>>,
     not_after: Option<Timestamp>,
+    expected: Expected,
 }
 
 /// Why some bytes and options are no [`WarmRequest`].
@@ -54,8 +57,13 @@ impl WarmRequest {
         data: &[u8],
         options: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, NotARequest> {
-        let mut request =
-            Self { url: parse_url(data)?, headers: HeaderMap::new(), regions: None, not_after: None };
+        let mut request = Self {
+            url: parse_url(data)?,
+            headers: HeaderMap::new(),
+            regions: None,
+            not_after: None,
+            expected: Expected::default(),
+        };
         for (number, (name, value)) in
             options.into_iter().filter(|(name, _)| name.starts_with("warm-")).enumerate()
         {
@@ -63,6 +71,10 @@ impl WarmRequest {
                 return Err(NotARequest::Refused(format!("more than {MAX_OPTIONS} options")));
             }
             request.set_option(name, value)?;
+        }
+        if request.expected.needs_hash() && request.headers.contains_key(http::header::RANGE) {
+            let why = "option warm-expect-sha256: a part, by warm-range, has no hash of the whole";
+            return Err(NotARequest::Refused(why.to_owned()));
         }
         Ok(request)
     }
@@ -83,6 +95,11 @@ impl WarmRequest {
     /// The request headers that were asked for with `warm-header-NAME` and `warm-range`.
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
+    }
+
+    /// The version that must be in the cache.
+    pub fn expected(&self) -> &Expected {
+        &self.expected
     }
 
     /// Why this request is not to be fetched here and now, if so: past its `warm-not-after`, or for other regions.
@@ -154,6 +171,10 @@ impl WarmRequest {
             }
             "not-after" => {
                 self.not_after = Some(value.trim().parse().map_err(|_| bad_value("not an RFC 3339 time"))?);
+            }
+            "expect-etag" | "expect-length" | "expect-sha256" => {
+                let what = option.trim_start_matches("expect-");
+                self.expected.set(what, value).map_err(bad_value)?;
             }
             "region-filtered" => {}
             _ if option.starts_with("region-") => {}

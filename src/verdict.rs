@@ -4,6 +4,73 @@
 
 use std::fmt;
 
+/// An enum of reasons without further values: each with its text, and all of them in a list, so that none is forgotten.
+macro_rules! reasons {
+    ($(#[$about:meta])* $name:ident { $($(#[$why:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$why])* $variant,)* }
+
+        impl $name {
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The reason as outcomes have it.
+            pub fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why an edge does not keep a response that it passed on.
+    Obstacle {
+        /// `Cache-Control: no-store`, in the response or the request.
+        NoStore = "no-store",
+        /// `Cache-Control: private`.
+        Private = "private",
+        /// A `Set-Cookie` that is not declared public.
+        SetCookie = "set-cookie",
+        /// `Vary: *`.
+        VaryAny = "vary *",
+        /// `Cache-Control: no-cache`: kept by some, and asked for again each time.
+        NoCache = "no-cache",
+        /// The response is never fresh.
+        ZeroFreshness = "zero freshness",
+        /// Its `Age` is past its lifetime already.
+        ExpiredOnArrival = "expired on arrival",
+        /// The request had `Authorization`, and the response does not say that it is for everybody.
+        Authorization = "authorization",
+        /// The status is none that may be kept.
+        Status = "status",
+        /// The edge went round its cache.
+        Bypass = "bypass",
+        /// The edge is not set up to keep this URL.
+        NotEligible = "not eligible",
+        /// The edge did not have it on the second look, though the response may be kept: too large, or a rule of its own.
+        NotKept = "not kept",
+    }
+}
+
+reasons! {
+    /// Why a 2xx says nothing of warmth.
+    Unproven {
+        /// No cache that is known said anything.
+        NoEvidence = "no evidence",
+        /// The cache said something that is not in its row of the table.
+        UnknownWord = "unknown word",
+        /// A hit, by a header whose meaning nobody has confirmed.
+        Unconfirmed = "unconfirmed header",
+        /// A hit from a cache that calls stale objects hits too, and nothing shows that this one is fresh.
+        UnknownFreshness = "unknown freshness",
+        /// The edge made the response itself.
+        Generated = "generated",
+        /// A miss on HEAD: whether the edge fetched more than a head is not known.
+        Head = "head",
+    }
+}
+
 /// How warm the edge is, judged from the response that it gave.
 ///
 /// A failed GET is a verdict, not an error: `Err` is left for "this process cannot do its work".
@@ -13,14 +80,18 @@ pub enum Verdict {
     Warm,
     /// A miss that the edge may store (RFC 9111, section 3); not certified.
     Filled,
-    /// 2xx and the whole body was read, without evidence from any cache.
-    Fetched,
+    /// 2xx and the whole body was read, without evidence from any cache; the reason says what was missing.
+    Fetched(Unproven),
     /// A hit, but on an expired object.
     Stale,
     /// Only an upper tier had it; the edge did not keep it.
     ShieldOnly,
     /// The edge will not keep it; the reason says why.
-    Uncacheable(&'static str),
+    Uncacheable(Obstacle),
+    /// Not the version that was asked for, or another one on the second look; the reason says which.
+    WrongVersion(String),
+    /// Warm, but not in a point of presence that was asked for; the reason names it.
+    WrongPop(String),
     /// Never fetched, and a redelivery would not change that; the reason says why.
     Refused(String),
     /// The GET did not end with a whole 2xx response.
@@ -72,8 +143,18 @@ pub enum Failure {
 }
 
 /// The word of every verdict, best first.
-pub(crate) const WORDS: [&str; 8] =
-    ["warm", "filled", "fetched", "stale", "shield-only", "uncacheable", "refused", "failed"];
+pub(crate) const WORDS: [&str; 10] = [
+    "warm",
+    "filled",
+    "fetched",
+    "stale",
+    "shield-only",
+    "uncacheable",
+    "wrong-version",
+    "wrong-pop",
+    "refused",
+    "failed",
+];
 
 impl Verdict {
     /// The one word for this verdict in logs, tables and outcomes.
@@ -81,10 +162,12 @@ impl Verdict {
         match self {
             Self::Warm => "warm",
             Self::Filled => "filled",
-            Self::Fetched => "fetched",
+            Self::Fetched(_) => "fetched",
             Self::Stale => "stale",
             Self::ShieldOnly => "shield-only",
             Self::Uncacheable(_) => "uncacheable",
+            Self::WrongVersion(_) => "wrong-version",
+            Self::WrongPop(_) => "wrong-pop",
             Self::Refused(_) => "refused",
             Self::Failed(_) => "failed",
         }
@@ -93,10 +176,15 @@ impl Verdict {
     /// The reason beside the word, for the verdicts that have one.
     pub fn reason(&self) -> Option<String> {
         match self {
-            Self::Uncacheable(reason) => Some((*reason).to_owned()),
-            Self::Refused(reason) => Some(reason.clone()),
+            // What the word means already.
+            Self::Fetched(Unproven::NoEvidence) => None,
+            Self::Fetched(unproven) => Some(unproven.text().to_owned()),
+            Self::Uncacheable(obstacle) => Some(obstacle.text().to_owned()),
+            Self::WrongVersion(reason) | Self::WrongPop(reason) | Self::Refused(reason) => {
+                Some(reason.clone())
+            }
             Self::Failed(failure) => Some(failure.to_string()),
-            Self::Warm | Self::Filled | Self::Fetched | Self::Stale | Self::ShieldOnly => None,
+            Self::Warm | Self::Filled | Self::Stale | Self::ShieldOnly => None,
         }
     }
 
@@ -170,18 +258,80 @@ impl fmt::Display for Verdict {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The failure behind this one, so that none can be forgotten.
+    fn next(failure: &Failure) -> Option<Failure> {
+        Some(match failure {
+            Failure::Status(404) => Failure::Status(503),
+            Failure::Status(503) => Failure::Status(206),
+            Failure::Status(_) => Failure::Redirect("https://example.com/".to_owned()),
+            Failure::Redirect(_) => Failure::Dns,
+            Failure::Dns => Failure::DnsTimeout,
+            Failure::DnsTimeout => Failure::ConnectTimeout,
+            Failure::ConnectTimeout => Failure::Connect,
+            Failure::Connect => Failure::Tls("certificate expired".to_owned()),
+            Failure::Tls(_) => Failure::TlsTimeout,
+            Failure::TlsTimeout => Failure::FirstByteTimeout,
+            Failure::FirstByteTimeout => Failure::TotalTimeout,
+            Failure::TotalTimeout => Failure::Protocol,
+            Failure::Protocol => Failure::HeadTooLarge,
+            Failure::HeadTooLarge => Failure::Truncated,
+            Failure::Truncated => Failure::BadChunk,
+            Failure::BadChunk => Failure::Stalled,
+            Failure::Stalled => Failure::TooLarge,
+            Failure::TooLarge => Failure::OtherRange,
+            Failure::OtherRange => Failure::CircuitOpen,
+            Failure::CircuitOpen => Failure::HostBusy,
+            Failure::HostBusy => return None,
+        })
+    }
+
+    /// One of each verdict with each of its reasons; of refusals, one.
+    pub(crate) fn every_verdict() -> Vec<Verdict> {
+        let mut all = vec![Verdict::Warm, Verdict::Filled, Verdict::Stale, Verdict::ShieldOnly];
+        all.extend(Unproven::ALL.iter().map(|unproven| Verdict::Fetched(*unproven)));
+        all.extend(Obstacle::ALL.iter().map(|obstacle| Verdict::Uncacheable(*obstacle)));
+        all.push(Verdict::WrongVersion("etag \"1\" instead of \"2\"".to_owned()));
+        all.push(Verdict::WrongPop("SIN instead of FRA".to_owned()));
+        all.push(Verdict::Refused("user info".to_owned()));
+        let failures = std::iter::successors(Some(Failure::Status(404)), next);
+        all.extend(failures.map(Verdict::Failed));
+        all
+    }
+
+    #[test]
+    fn the_page_of_verdicts_explains_every_word_and_reason() {
+        let page = include_str!("../docs/verdicts.md");
+        for verdict in every_verdict() {
+            let named = |text: &str| page.contains(&format!("`{text}`"));
+            assert!(named(verdict.word()), "{verdict}");
+            let reason = match &verdict {
+                Verdict::Failed(Failure::Status(_)) => Some("status N".to_owned()),
+                Verdict::Failed(Failure::Redirect(_)) => Some("redirect to URL".to_owned()),
+                Verdict::Failed(Failure::Tls(_)) => Some("tls: REASON".to_owned()),
+                Verdict::Fetched(unproven) => Some(unproven.text().to_owned()),
+                Verdict::Failed(_) | Verdict::Uncacheable(_) => verdict.reason(),
+                _ => None,
+            };
+            if let Some(reason) = reason {
+                assert!(named(&reason), "{reason}");
+            }
+        }
+    }
 
     #[test]
     fn every_word_is_listed() {
         let all = [
             Verdict::Warm,
             Verdict::Filled,
-            Verdict::Fetched,
+            Verdict::Fetched(Unproven::NoEvidence),
             Verdict::Stale,
             Verdict::ShieldOnly,
-            Verdict::Uncacheable("private"),
+            Verdict::Uncacheable(Obstacle::Private),
+            Verdict::WrongVersion(String::new()),
+            Verdict::WrongPop(String::new()),
             Verdict::Refused(String::new()),
             Verdict::Failed(Failure::Dns),
         ];
@@ -221,10 +371,12 @@ mod tests {
             Verdict::Failed(Failure::TooLarge),
             Verdict::Failed(Failure::OtherRange),
             Verdict::Refused("expired".to_owned()),
-            Verdict::Uncacheable("no-store"),
+            Verdict::Uncacheable(Obstacle::NoStore),
+            Verdict::WrongVersion("etag \"1\" instead of \"2\"".to_owned()),
+            Verdict::WrongPop("SIN".to_owned()),
             Verdict::Warm,
             Verdict::Filled,
-            Verdict::Fetched,
+            Verdict::Fetched(Unproven::NoEvidence),
             Verdict::Stale,
             Verdict::ShieldOnly,
         ];

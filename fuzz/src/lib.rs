@@ -22,6 +22,8 @@ mod outcome;
 mod request;
 #[path = "../../src/verdict.rs"]
 mod verdict;
+#[path = "../../src/version.rs"]
+mod version;
 
 #[path = "."]
 mod serve {
@@ -70,7 +72,7 @@ mod serve {
 mod warm {
     #[path = "../../src/warm/addresses.rs"]
     pub(crate) mod addresses;
-    #[path = "../../src/warm/cdn.rs"]
+    #[path = "../../src/warm/cdn/mod.rs"]
     pub(crate) mod cdn;
     #[path = "../../src/warm/guard.rs"]
     pub(crate) mod guard;
@@ -211,6 +213,18 @@ pub fn cache_headers(data: &[u8]) {
     let (mut response, ()) = Response::new(()).into_parts();
     response.headers = headers;
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    let (verdict, _) = warm::cdn::judge(&asked, &response, now);
-    let _ = verdict.to_string();
+    for cdns in ["", "akamai", "fastly", "azure", "varnish"] {
+        let speakers = warm::cdn::Speakers {
+            status: vec![HeaderName::from_static("x-cache-status")],
+            pop: vec![HeaderName::from_static("x-cache-id")],
+            cdns: cdns.parse().into_iter().collect(),
+        };
+        let judged = warm::cdn::judge(&speakers, &asked, &response, now);
+        if judged.verdict == verdict::Verdict::Warm {
+            assert!(judged.evidence.header.is_some() && judged.evidence.value.is_some(), "{judged:?}");
+        }
+        let texts = [judged.evidence.value, judged.evidence.cdn, judged.evidence.pop, judged.evidence.etag];
+        assert!(texts.iter().flatten().all(|text| text.len() <= 256), "{texts:?}");
+        let _ = judged.verdict.to_string();
+    }
 }

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use clap::builder::BoolishValueParser;
+use http::HeaderName;
 
 use super::addresses::{AllowedAddress, ConnectTo};
+use super::cdn::{CdnName, Speakers};
 use super::client::WarmMethod;
 use super::guard::Guard;
 use super::hosts::{AllowedHost, HostPattern, list_item};
@@ -45,6 +47,31 @@ pub(crate) struct WarmArgs {
     /// Look again after a fill, and say warm only if the edge then answers from its cache
     #[arg(long, env = "CDNWARM_CERTIFY", value_parser = BoolishValueParser::new())]
     pub(crate) certify: bool,
+
+    /// Leave the body unread where the head of the response already says warm; what is short is read all the same
+    #[arg(long, env = "CDNWARM_SKIP_WARM", value_parser = BoolishValueParser::new())]
+    pub(crate) skip_warm: bool,
+
+    /// CDN or cache next to this process: it counts where several speak, and is sent the headers that make it speak
+    ///
+    /// Names are in docs/verdicts.md: akamai, cloudfront, fastly...
+    #[arg(long, value_name = "NAME", env = "CDNWARM_CDN", value_delimiter = ',', value_parser = list_item::<CdnName>)]
+    pub(crate) cdn: Vec<Option<CdnName>>,
+
+    /// Response header that the edge is configured to fill with its cache status: Cloud CDN's {cdn_cache_status}, nginx's
+    /// $upstream_cache_status
+    #[arg(long, value_name = "HEADER", env = "CDNWARM_CACHE_STATUS_HEADER", value_delimiter = ',',
+          value_parser = list_item::<HeaderName>)]
+    pub(crate) cache_status_header: Vec<Option<HeaderName>>,
+
+    /// Response header that the edge is configured to fill with its place, such as Cloud CDN's {cdn_cache_id}
+    #[arg(long, value_name = "HEADER", env = "CDNWARM_POP_HEADER", value_delimiter = ',',
+          value_parser = list_item::<HeaderName>)]
+    pub(crate) pop_header: Vec<Option<HeaderName>>,
+
+    /// Points of presence, or how their names begin, that count as warm; others make it wrong-pop
+    #[arg(long, value_name = "POP", env = "CDNWARM_EXPECT_POP", value_delimiter = ',')]
+    pub(crate) expect_pop: Vec<String>,
 
     /// Seconds for one record or push in all, redirects and retries included; keep it below the subscription's ack deadline
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "CDNWARM_TIMEOUT",
@@ -98,11 +125,17 @@ impl WarmArgs {
         }
     }
 
+    /// Whom to listen to; its lists are empty then.
+    pub(super) fn speakers(&mut self) -> Speakers {
+        Speakers {
+            status: given(&mut self.cache_status_header),
+            pop: given(&mut self.pop_header),
+            cdns: given(&mut self.cdn),
+        }
+    }
+
     /// The rules of its lists, which it no longer has then.
     pub(super) fn guard(&mut self) -> Guard {
-        fn given<T>(list: &mut Vec<Option<T>>) -> Vec<T> {
-            std::mem::take(list).into_iter().flatten().collect()
-        }
         Guard {
             allowed_addresses: given(&mut self.allow_address),
             allowed_hosts: given(&mut self.allow_host),
@@ -110,4 +143,9 @@ impl WarmArgs {
             connect_to: given(&mut self.connect_to),
         }
     }
+}
+
+/// What a list holds, without its empty items; it holds nothing then.
+fn given<T>(list: &mut Vec<Option<T>>) -> Vec<T> {
+    std::mem::take(list).into_iter().flatten().collect()
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use http::Version;
 use http_body_util::BodyExt;
@@ -24,7 +25,15 @@ pub(super) struct BodyLimits {
     pub(super) bytes: u64,
 }
 
-/// Reads a body to its end, undecoded; `bytes` counts on.
+/// How many bytes are left unread where a body is: none where it is so short that reading it costs less than another
+/// connection, or where its length is not known.
+///
+/// Dropping a body that has not ended closes its connection under HTTP/1.1, and resets its stream under HTTP/2.
+pub(super) fn worth_leaving(body: &Incoming) -> Option<u64> {
+    body.size_hint().exact().filter(|length| *length > DRAINED_BYTES)
+}
+
+/// Reads a body to its end, undecoded; `bytes` counts on, and `hash` gets all of them.
 ///
 /// # Errors
 /// Where it is longer than its limit, comes to a halt, or does not end as its framing says.
@@ -33,6 +42,7 @@ pub(super) async fn read_and_drop(
     version: Version,
     limits: BodyLimits,
     bytes: &mut u64,
+    mut hash: Option<&mut digest::Context>,
 ) -> Result<(), Failure> {
     // One that says so beforehand need not be read.
     let mut left = limits.bytes.checked_sub(body.size_hint().lower()).map(|_| limits.bytes);
@@ -47,6 +57,9 @@ pub(super) async fn read_and_drop(
         let frame = frame.map_err(|error| why_broken_off(&error))?;
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
         *bytes += length;
+        if let (Some(hash), Some(data)) = (&mut hash, frame.data_ref()) {
+            hash.update(data);
+        }
         left = allowed.checked_sub(length);
     }
     Err(Failure::TooLarge)
@@ -56,7 +69,7 @@ pub(super) async fn read_and_drop(
 pub(super) async fn drain(body: Incoming, bytes: &mut u64) {
     if body.size_hint().upper().is_some_and(|upper| upper <= DRAINED_BYTES) {
         let limits = BodyLimits { stall: DRAIN_LIMIT, bytes: DRAINED_BYTES };
-        let reading = read_and_drop(body, Version::HTTP_11, limits, bytes);
+        let reading = read_and_drop(body, Version::HTTP_11, limits, bytes, None);
         // Nothing depends on it; the connection is closed where it does not end.
         let _ = tokio::time::timeout(DRAIN_LIMIT, reading).await;
     }

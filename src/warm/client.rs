@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::ValueEnum;
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::Empty;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -65,8 +65,12 @@ pub(super) fn http_client(connector: TlsConnector) -> HttpClient {
         .build(connector)
 }
 
-/// The GET as a viewer's player would send it, with what the request asks for on top.
-pub(super) fn http_request(request: &WarmRequest, method: WarmMethod) -> Request<Empty<Bytes>> {
+/// The GET as a viewer's player would send it, with what makes the edge speak, and what the request asks for on top.
+pub(super) fn http_request(
+    request: &WarmRequest,
+    method: WarmMethod,
+    asks: &[(HeaderName, HeaderValue)],
+) -> Request<Empty<Bytes>> {
     let mut get = Request::new(Empty::new());
     if method == WarmMethod::Head {
         *get.method_mut() = Method::HEAD;
@@ -78,7 +82,7 @@ pub(super) fn http_request(request: &WarmRequest, method: WarmMethod) -> Request
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate, br, zstd"));
     headers
         .insert(header::USER_AGENT, HeaderValue::from_static(concat!("cdnwarm/", env!("CARGO_PKG_VERSION"))));
-    for (name, value) in request.headers() {
+    for (name, value) in asks.iter().map(|(name, value)| (name, value)).chain(request.headers()) {
         headers.insert(name, value.clone());
     }
     get

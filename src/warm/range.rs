@@ -23,6 +23,15 @@ pub(super) fn part_bytes(
     is_part_of(&asked, &answered).map(Some).ok_or(Failure::OtherRange)
 }
 
+/// How long the whole object is, as the head of its response says; none where it does not.
+pub(super) fn whole_bytes(response: &http::response::Parts) -> Option<u64> {
+    let text = |name| response.headers.get(name)?.to_str().ok();
+    if response.status == StatusCode::PARTIAL_CONTENT {
+        return text(header::CONTENT_RANGE)?.rsplit_once('/')?.1.trim().parse().ok();
+    }
+    text(header::CONTENT_LENGTH)?.trim().parse().ok()
+}
+
 /// The length of the part that `Content-Range` names, where that is what `Range` asked for or begins like it.
 fn is_part_of(asked: &str, answered: &str) -> Option<u64> {
     let (unit, answered) = answered.trim().split_once(' ')?;

@@ -4,24 +4,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each top-level module may import of ours; `*` is anything.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("main", &["cdnwarm"]),
     ("lib", &["*"]),
-    ("cli", &["bridge", "consume_direct", "demo", "produce", "serve", "telemetry"]),
+    ("cli", &["bridge", "check", "consume_direct", "demo", "produce", "serve", "telemetry"]),
     ("bridge", &["http", "kafka", "pubsub", "telemetry", "usage"]),
     ("serve", &["http", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
+    ("check", &["outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("produce", &["kafka", "request", "usage"]),
     ("consume_direct", &["http", "kafka", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("demo", &["*"]),
     ("kafka", &["telemetry"]),
     ("pubsub", &[]),
     ("http", &["telemetry"]),
-    ("warm", &["outcome", "request", "telemetry", "verdict"]),
+    ("warm", &["outcome", "request", "telemetry", "verdict", "version"]),
     ("telemetry", &["outcome"]),
     ("shutdown", &[]),
-    ("request", &[]),
+    ("request", &["version"]),
     ("outcome", &["verdict"]),
     ("verdict", &[]),
+    ("version", &[]),
 ];
 
 #[test]

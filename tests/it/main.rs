@@ -6,6 +6,7 @@ mod bad_input;
 mod bridge_faults;
 mod bridge_life;
 mod bridge_poison;
+mod check;
 mod demo;
 mod edge;
 mod embedded_pubsub;

@@ -194,7 +194,7 @@ async fn certify_looks_again_after_a_fill() {
         assert_eq!(served.push_url(&url).await, 204);
     }
     served.serve.verdicts(&["http://example.com/kept".to_owned()], "warm").await;
-    served.serve.verdicts(&["http://example.com/forgotten".to_owned()], "filled").await;
+    served.serve.verdicts(&["http://example.com/forgotten".to_owned()], "uncacheable").await;
     assert_eq!(origin.asked().len(), 4);
 }
 

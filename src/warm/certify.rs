@@ -1,0 +1,152 @@
+//! What two looks at one URL say together, where the first may have filled the edge.
+
+use super::cdn::Next;
+use crate::outcome::CacheEvidence;
+use crate::verdict::{Obstacle, Verdict};
+use crate::version::opaque;
+
+/// What one look found, beside its evidence.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) verdict: Verdict,
+    pub(super) next: Next,
+    /// A hit that counts only behind a miss by the same header.
+    pub(super) needs_miss: bool,
+}
+
+impl From<Verdict> for Found {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, next: Next::Same, needs_miss: false }
+    }
+}
+
+impl Found {
+    /// Whether a second look is worth its cost: the edge may hold now what it did not hold then.
+    pub(super) fn may_have_changed(&self) -> bool {
+        let is_judged = matches!(
+            self.verdict,
+            Verdict::Filled | Verdict::ShieldOnly | Verdict::Stale | Verdict::Uncacheable(_)
+        );
+        is_judged && self.next != Next::Same
+    }
+}
+
+/// The verdict of both looks; none where the first one's stands, since the second one says nothing.
+pub(super) fn conclude(
+    first: &Found,
+    before: &CacheEvidence,
+    second: &Found,
+    now: &CacheEvidence,
+) -> Option<Verdict> {
+    let is_confirmed_by_miss = second.needs_miss
+        && first.next == Next::Absent
+        && before.header == now.header
+        && before.cdn == now.cdn;
+    match &second.verdict {
+        Verdict::Failed(_) | Verdict::Refused(_) => None,
+        Verdict::Warm => Some(of_this_version(before, now)),
+        Verdict::Fetched(_) if is_confirmed_by_miss => Some(of_this_version(before, now)),
+        Verdict::Fetched(_) => None,
+        // What the headers forbid says more than that the edge keeps to it.
+        _ if second.next == Next::Absent && matches!(first.verdict, Verdict::Uncacheable(_)) => None,
+        // It asked again for what it had fetched a moment ago.
+        Verdict::Filled if second.next == Next::Absent => Some(Verdict::Uncacheable(Obstacle::NotKept)),
+        verdict => Some(verdict.clone()),
+    }
+}
+
+/// Warm, unless the edge holds something else than what went through it a moment ago.
+fn of_this_version(before: &CacheEvidence, now: &CacheEvidence) -> Verdict {
+    match (&before.etag, &now.etag) {
+        (Some(before), Some(now)) if opaque(before) != opaque(now) => {
+            Verdict::WrongVersion(format!("etag {now} on the second look, {before} on the first"))
+        }
+        _ => Verdict::Warm,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::{Failure, Unproven};
+
+    fn evidence(etag: &str) -> CacheEvidence {
+        CacheEvidence {
+            header: Some("x-cache".into()),
+            cdn: Some("somebody".to_owned()),
+            etag: (!etag.is_empty()).then(|| etag.to_owned()),
+            ..CacheEvidence::default()
+        }
+    }
+
+    fn found(verdict: Verdict, next: Next) -> Found {
+        Found { verdict, next, needs_miss: false }
+    }
+
+    #[test]
+    fn the_second_look_decides_what_became_of_the_fill() {
+        let filled = || found(Verdict::Filled, Next::Absent);
+        let no_store = || found(Verdict::Uncacheable(Obstacle::NoStore), Next::Absent);
+        let not_kept = Verdict::Uncacheable(Obstacle::NotKept);
+        let fetched = || Verdict::Fetched(Unproven::NoEvidence);
+        for (first, second, verdict) in [
+            (filled(), found(Verdict::Warm, Next::Same), Some(Verdict::Warm)),
+            (filled(), filled(), Some(not_kept)),
+            (filled(), found(Verdict::Filled, Next::Expired), Some(Verdict::Filled)),
+            (filled(), found(Verdict::ShieldOnly, Next::Absent), Some(Verdict::ShieldOnly)),
+            (filled(), no_store(), Some(Verdict::Uncacheable(Obstacle::NoStore))),
+            (filled(), found(fetched(), Next::Same), None),
+            (filled(), found(Verdict::Failed(Failure::Truncated), Next::Same), None),
+            (no_store(), no_store(), None),
+            (no_store(), filled(), None),
+            (no_store(), found(Verdict::Warm, Next::Same), Some(Verdict::Warm)),
+            (found(Verdict::Stale, Next::Expired), found(Verdict::Warm, Next::Same), Some(Verdict::Warm)),
+            (
+                found(Verdict::Stale, Next::Expired),
+                found(Verdict::Stale, Next::Expired),
+                Some(Verdict::Stale),
+            ),
+        ] {
+            assert!(first.may_have_changed());
+            let concluded = conclude(&first, &evidence(""), &second, &evidence(""));
+            assert_eq!(concluded, verdict, "{first:?}, {second:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_second_look_cannot_change_is_looked_at_once() {
+        for verdict in [
+            Verdict::Warm,
+            Verdict::Fetched(Unproven::NoEvidence),
+            Verdict::WrongVersion(String::new()),
+            Verdict::Failed(Failure::Dns),
+        ] {
+            assert!(!found(verdict, Next::Absent).may_have_changed());
+        }
+        assert!(!found(Verdict::Uncacheable(Obstacle::Bypass), Next::Same).may_have_changed());
+    }
+
+    #[test]
+    fn a_hit_of_another_version_than_the_fill_is_not_warm() {
+        let (filled, hit) = (found(Verdict::Filled, Next::Absent), found(Verdict::Warm, Next::Same));
+        let concluded = |before, now| conclude(&filled, &evidence(before), &hit, &evidence(now)).unwrap();
+        assert_eq!(concluded("\"1\"", "W/\"1\""), Verdict::Warm);
+        assert_eq!(concluded("", "\"1\""), Verdict::Warm);
+        let reason = "etag \"1\" on the second look, \"2\" on the first".to_owned();
+        assert_eq!(concluded("\"2\"", "\"1\""), Verdict::WrongVersion(reason));
+    }
+
+    #[test]
+    fn a_header_that_was_only_seen_counts_behind_a_miss_of_its_own() {
+        let unconfirmed = Verdict::Fetched(Unproven::Unconfirmed);
+        let hit = |needs_miss| Found { verdict: unconfirmed.clone(), next: Next::Same, needs_miss };
+        let missed = found(Verdict::Filled, Next::Absent);
+        let expired = found(Verdict::Filled, Next::Expired);
+        let (here, elsewhere) =
+            (evidence(""), CacheEvidence { header: Some("other".into()), ..evidence("") });
+        assert_eq!(conclude(&missed, &here, &hit(true), &here), Some(Verdict::Warm));
+        assert_eq!(conclude(&missed, &here, &hit(false), &here), None);
+        assert_eq!(conclude(&missed, &elsewhere, &hit(true), &here), None);
+        assert_eq!(conclude(&expired, &here, &hit(true), &here), None);
+    }
+}

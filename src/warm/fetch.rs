@@ -1,0 +1,299 @@
+//! The GETs of one request: tried again while that may help, redirected, judged, looked at again, and hurried by nobody.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+
+use super::body::{drain, read_and_drop, worth_leaving};
+use super::cdn::{self, Judged};
+use super::certify::{Found, conclude};
+use super::client::{HttpClient, http_request, too_many_interim_responses, why_no_response};
+use super::look::Look;
+use super::turns::Turn;
+use super::{Progress, Warmer, milliseconds, range, redirect};
+use crate::outcome::{CacheEvidence, Exchange, shown_url};
+use crate::request::WarmRequest;
+use crate::verdict::{Failure, Unproven, Verdict};
+use crate::version::Seen;
+
+/// GETs for one request, as long as failures are curable, and for how long after the first another is begun: what takes
+/// longer to fail would keep its place among the pushes under way for as long again, and a redelivery does as well.
+const ATTEMPTS: usize = 3;
+const RETRY_WITHIN: Duration = Duration::from_secs(10);
+
+impl Warmer {
+    /// Fetches until there is a verdict that trying again would not change, a few times at most.
+    pub(super) async fn fetch_with_retries(
+        &self,
+        deadline: Instant,
+        request: &WarmRequest,
+        progress: &mut Progress,
+    ) -> Verdict {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_times(ATTEMPTS - 1)
+            .with_jitter()
+            .build();
+        let last = deadline.min(Instant::now() + RETRY_WITHIN);
+        loop {
+            let verdict = self.fetch(deadline, request, progress).await;
+            if matches!(verdict, Verdict::Failed(Failure::CircuitOpen | Failure::HostBusy)) {
+                // The host is not to be asked now: why the try before failed says more, and another is no use.
+                return progress.so_far.take().unwrap_or(verdict);
+            }
+            match delays.next() {
+                Some(delay) if verdict.is_curable() && Instant::now() + delay < last => {
+                    progress.so_far = Some(verdict);
+                    tokio::time::sleep(delay).await;
+                }
+                _ => return verdict,
+            }
+        }
+    }
+
+    /// One GET, and a second look where the first may have filled the edge and the operator wants proof.
+    async fn fetch(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+        let first = self.get(deadline, request, progress).await;
+        let verdict = if self.certify && first.may_have_changed() {
+            self.certified(first, deadline, request, progress).await
+        } else {
+            first.verdict
+        };
+        let pop = progress.exchange.cache.as_ref().and_then(|cache| cache.pop.as_deref());
+        match (verdict, pop) {
+            (Verdict::Warm, Some(pop)) if !self.is_expected_pop(pop) => {
+                Verdict::WrongPop(format!("{pop} instead of {}", self.expect_pop.join(",")))
+            }
+            (verdict, _) => verdict,
+        }
+    }
+
+    /// Looks again, and says what both looks do.
+    async fn certified(
+        &self,
+        first: Found,
+        deadline: Instant,
+        request: &WarmRequest,
+        progress: &mut Progress,
+    ) -> Verdict {
+        let (http_status, cache) = (progress.exchange.http_status, progress.exchange.cache.clone());
+        progress.so_far = Some(first.verdict.clone());
+        let second = self.get(deadline, request, progress).await;
+        let before = cache.clone().unwrap_or_default();
+        let concluded =
+            conclude(&first, &before, &second, progress.exchange.cache.as_ref().unwrap_or(&before));
+        concluded.unwrap_or_else(|| {
+            // What it rests on goes with it.
+            (progress.exchange.http_status, progress.exchange.cache) = (http_status, cache);
+            first.verdict
+        })
+    }
+
+    /// Where none is expected every one is.
+    fn is_expected_pop(&self, pop: &str) -> bool {
+        let begins = |expected: &String| {
+            pop.get(..expected.len()).is_some_and(|start| start.eq_ignore_ascii_case(expected))
+        };
+        self.expect_pop.is_empty() || self.expect_pop.iter().any(begins)
+    }
+
+    /// One GET, and those that redirects ask for instead.
+    async fn get(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Found {
+        let mut next: Option<WarmRequest> = None;
+        let mut followed = 0;
+        loop {
+            match self.hop(deadline, next.as_ref().unwrap_or(request), followed, progress).await {
+                ControlFlow::Continue(redirected) => {
+                    progress.final_url = Some(shown_url(redirected.url()));
+                    next = Some(redirected);
+                    followed += 1;
+                }
+                ControlFlow::Break(found) => {
+                    if followed == 0 {
+                        // Another try, before, may have been redirected.
+                        progress.final_url = None;
+                    }
+                    return found;
+                }
+            }
+        }
+    }
+
+    /// One GET, once its host may be asked: to what it found, or to the request that it leads to after `followed` redirects.
+    async fn hop(
+        &self,
+        deadline: Instant,
+        request: &WarmRequest,
+        followed: u8,
+        progress: &mut Progress,
+    ) -> ControlFlow<Found, WarmRequest> {
+        let turn = match self.turns.take(request.url(), deadline.into()).await {
+            Ok(turn) => turn,
+            Err(failure) => return ControlFlow::Break(Verdict::Failed(failure).into()),
+        };
+        let get = http_request(request, self.method, &self.asks);
+        let before = progress.exchange.bytes;
+        if self.shows_looks {
+            let (asked, _) = get.clone().into_parts();
+            progress.looks.push(Look::new(request.url(), &asked));
+        }
+        let found = turn.spend(self.ask(&turn, get, request, followed, progress)).await;
+        if self.shows_looks
+            && let Some(look) = progress.looks.last_mut()
+        {
+            let found = match &found {
+                ControlFlow::Break(found) => Some(found),
+                ControlFlow::Continue(_) => None,
+            };
+            look.ended(found, &progress.exchange, before);
+        }
+        found
+    }
+
+    /// One GET, to the end of its body.
+    async fn ask(
+        &self,
+        turn: &Turn<HttpClient>,
+        get: Request<Empty<Bytes>>,
+        request: &WarmRequest,
+        followed: u8,
+        progress: &mut Progress,
+    ) -> ControlFlow<Found, WarmRequest> {
+        let (asked, _) = get.clone().into_parts();
+        progress.attempts += 1;
+        let Progress { exchange, looks, .. } = progress;
+        let (response, body) = match self.head(turn, get, exchange).await {
+            Ok(response) => response.into_parts(),
+            Err(verdict) => return ControlFlow::Break(verdict.into()),
+        };
+        if self.shows_looks
+            && let Some(look) = looks.last_mut()
+        {
+            look.heard(&response);
+        }
+        let leads_on = redirect::next(&self.guard, self.follow_redirects, followed, request, &response);
+        if let Some(decided) = leads_on.transpose().or_else(|| failure(&asked, &response).map(Err)) {
+            drain(body, &mut exchange.bytes).await;
+            return match decided {
+                Ok(next) => ControlFlow::Continue(next),
+                Err(verdict) => ControlFlow::Break(verdict.into()),
+            };
+        }
+        ControlFlow::Break(self.judge(&asked, &response, body, request, exchange).await)
+    }
+
+    /// Reads the body of a response that counts, and says what it was worth.
+    async fn judge(
+        &self,
+        asked: &http::request::Parts,
+        response: &http::response::Parts,
+        body: Incoming,
+        request: &WarmRequest,
+        exchange: &mut Exchange,
+    ) -> Found {
+        let Judged { verdict, evidence, next, needs_miss } =
+            cdn::judge(&self.speakers, asked, response, SystemTime::now());
+        exchange.cache = Some(evidence).filter(|evidence| *evidence != CacheEvidence::default());
+        let text = |name| response.headers.get(name).and_then(|value| value.to_str().ok());
+        let mut seen = Seen {
+            etag: text(header::ETAG),
+            length_bytes: range::whole_bytes(response),
+            encoding: text(header::CONTENT_ENCODING),
+            sha256: None,
+        };
+        let is_wanted = verdict != Verdict::Warm || request.expected().mismatch(&seen).is_some();
+        let left = worth_leaving(&body).filter(|_| self.skip_warm && !is_wanted);
+        match left {
+            // A response to HEAD tells of a body that does not come.
+            _ if asked.method == Method::HEAD => {}
+            Some(left) => match range::part_bytes(&asked.headers, response) {
+                Ok(_) => exchange.bytes_saved += left,
+                Err(failure) => return Verdict::Failed(failure).into(),
+            },
+            None => {
+                let mut hash = request.expected().needs_hash().then(|| Context::new(&SHA256));
+                let length = match self.read(asked, response, body, hash.as_mut(), exchange).await {
+                    Ok(length) => length,
+                    Err(failure) => return Verdict::Failed(failure).into(),
+                };
+                if response.status != StatusCode::PARTIAL_CONTENT {
+                    seen.length_bytes = Some(length);
+                }
+                seen.sha256 = hash.and_then(|hash| hash.finish().as_ref().try_into().ok());
+            }
+        }
+        let may_mismatch = !matches!(verdict, Verdict::Uncacheable(_));
+        if let Some(reason) = request.expected().mismatch(&seen).filter(|_| may_mismatch) {
+            return Verdict::WrongVersion(reason).into();
+        }
+        match verdict {
+            // Whether the edge fetched more than a head is not known.
+            Verdict::Filled if asked.method == Method::HEAD => Verdict::Fetched(Unproven::Head).into(),
+            verdict => Found { verdict, next, needs_miss },
+        }
+    }
+
+    /// Reads a body to its end; gives its length.
+    async fn read(
+        &self,
+        asked: &http::request::Parts,
+        response: &http::response::Parts,
+        body: Incoming,
+        hash: Option<&mut Context>,
+        exchange: &mut Exchange,
+    ) -> Result<u64, Failure> {
+        let before = exchange.bytes;
+        read_and_drop(body, response.version, self.body_limits, &mut exchange.bytes, hash).await?;
+        let length = exchange.bytes - before;
+        match range::part_bytes(&asked.headers, response)? {
+            Some(bytes) if bytes != length => Err(Failure::OtherRange),
+            _ => Ok(length),
+        }
+    }
+
+    /// The head of the response, in time; what the host said by it goes into its turn.
+    async fn head(
+        &self,
+        turn: &Turn<HttpClient>,
+        mut request: Request<Empty<Bytes>>,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Incoming>, Verdict> {
+        let started = Instant::now();
+        let too_many = too_many_interim_responses(&mut request);
+        let asking = tokio::time::timeout(self.first_byte_limit, turn.client().request(request));
+        let answered = tokio::select! {
+            // A flood is read in so large pieces that the time may be over by the time that it is seen.
+            biased;
+            () = too_many => return Err(Verdict::Failed(Failure::HeadTooLarge)),
+            answered = asking => answered,
+        };
+        let verdict = match answered {
+            Ok(Ok(response)) => {
+                let ttfb = started.elapsed();
+                turn.answered(ttfb, response.status(), response.headers());
+                exchange.ttfb_ms.get_or_insert(milliseconds(ttfb));
+                exchange.http_status = Some(response.status().as_u16());
+                return Ok(response);
+            }
+            Ok(Err(error)) => why_no_response(&error),
+            Err(_) => Verdict::Failed(Failure::FirstByteTimeout),
+        };
+        turn.unanswered(&verdict);
+        Err(verdict)
+    }
+}
+
+/// What the status alone says against the response, if anything.
+fn failure(asked: &http::request::Parts, response: &http::response::Parts) -> Option<Verdict> {
+    // Part of a body that was asked for whole is none.
+    let is_part =
+        response.status == StatusCode::PARTIAL_CONTENT && !asked.headers.contains_key(header::RANGE);
+    let is_whole = response.status.is_success() && !is_part;
+    (!is_whole).then(|| Verdict::Failed(Failure::Status(response.status.as_u16())))
+}

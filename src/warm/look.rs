@@ -1,0 +1,108 @@
+//! One GET as somebody sees it who asks what was sent and what was read: kept only where it is asked for.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Serialize, Serializer};
+use url::Url;
+
+use super::cdn;
+use super::certify::Found;
+use crate::outcome::{CacheEvidence, Exchange, shown_url};
+use crate::verdict::Verdict;
+
+/// What is shown of one header, in bytes.
+const SHOWN_BYTES: usize = 256;
+
+/// Headers whose values are for nobody's eyes.
+const SECRET: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "set-cookie"];
+
+/// One request and what came of it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Look {
+    pub(crate) method: String,
+    /// Values of signature-like query parameters are an ellipsis.
+    pub(crate) url: String,
+    /// Request headers.
+    #[serde(serialize_with = "as_map")]
+    pub(crate) sent: Headers,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) http_status: Option<u16>,
+    /// Response headers that are of use to caches, or were written by them.
+    #[serde(serialize_with = "as_map")]
+    pub(crate) read: Headers,
+    /// None for a redirect that is followed.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_verdict")]
+    pub(crate) verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<CacheEvidence>,
+    pub(crate) bytes: u64,
+}
+
+/// Names with their values, one for each line.
+pub(crate) type Headers = Vec<(String, String)>;
+
+impl Look {
+    pub(super) fn new(url: &Url, asked: &http::request::Parts) -> Self {
+        Self {
+            method: asked.method.to_string(),
+            url: shown_url(url),
+            sent: shown(&asked.headers, |_| true),
+            http_status: None,
+            read: Vec::new(),
+            verdict: None,
+            cache: None,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn heard(&mut self, response: &http::response::Parts) {
+        self.http_status = Some(response.status.as_u16());
+        self.read = shown(&response.headers, |name| {
+            cdn::is_spoken_by_caches(name) || ["location", "content-length", "content-range"].contains(&name)
+        });
+    }
+
+    /// `bytes` is how many there were before.
+    pub(super) fn ended(&mut self, found: Option<&Found>, exchange: &Exchange, bytes: u64) {
+        self.verdict = found.map(|found| found.verdict.clone());
+        self.cache = exchange.cache.clone().filter(|_| found.is_some());
+        self.bytes = exchange.bytes.saturating_sub(bytes);
+    }
+}
+
+fn shown(headers: &HeaderMap, is_wanted: impl Fn(&str) -> bool) -> Headers {
+    let wanted = headers.iter().filter(|(name, _)| is_wanted(name.as_str()));
+    wanted.map(|(name, value)| (name.as_str().to_owned(), shown_value(name, value))).collect()
+}
+
+fn shown_value(name: &HeaderName, value: &HeaderValue) -> String {
+    if value.is_sensitive() || SECRET.contains(&name.as_str()) {
+        return "…".to_owned();
+    }
+    let text = String::from_utf8_lossy(value.as_bytes());
+    // A redirect's target is a URL like another.
+    let text = match Url::parse(&text) {
+        Ok(url) if name == "location" => shown_url(&url),
+        _ => text.into_owned(),
+    };
+    if text.len() <= SHOWN_BYTES {
+        return text;
+    }
+    format!("{}…", &text[..text.floor_char_boundary(SHOWN_BYTES)])
+}
+
+/// As an object; lines of one name are joined, as RFC 9110, section 5.3, has it.
+fn as_map<S: Serializer>(headers: &Headers, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serde_json::Map::new();
+    for (name, value) in headers {
+        let text = match map.get(name).and_then(serde_json::Value::as_str) {
+            Some(before) => format!("{before}, {value}"),
+            None => value.clone(),
+        };
+        map.insert(name.clone(), text.into());
+    }
+    map.serialize(serializer)
+}
+
+fn shown_verdict<S: Serializer>(verdict: &Option<Verdict>, serializer: S) -> Result<S::Ok, S::Error> {
+    verdict.as_ref().map(ToString::to_string).serialize(serializer)
+}
