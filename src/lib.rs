@@ -36,6 +36,7 @@ mod produce;
 mod pubsub;
 pub mod request;
 mod serve;
+mod shown_url;
 mod shutdown;
 mod telemetry;
 mod usage;
@@ -55,7 +56,8 @@ use usage::UsageError;
 /// Runs one role from its command line to the process's exit status: 0 done, 1 failed, 2 usage.
 pub fn start(cli: Cli) -> ExitCode {
     let role = match cli.command {
-        Command::Bridge(_) | Command::Serve(_) | Command::ConsumeDirect(_) => Role::Service,
+        Command::Bridge(_) | Command::ConsumeDirect(_) => Role::Service,
+        Command::Serve(_) => Role::Server,
         Command::Produce(_) | Command::Demo(_) => Role::Tool,
     };
     if let Err(error) = logs::init(&cli.logs, role) {
@@ -72,17 +74,19 @@ pub fn start(cli: Cli) -> ExitCode {
     let result = runtime.block_on(run_until_signalled(cli.command));
     // Nothing of value is left on it; a blocked thread must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match role {
-                Role::Service => tracing::error!("{error:#}"),
+                Role::Service | Role::Server => tracing::error!("{error:#}"),
                 Role::Tool => eprintln!("cdnwarm: {error:#}"),
             }
             let usage = error.chain().any(|cause| cause.is::<UsageError>());
             if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
-    }
+    };
+    logs::finish();
+    status
 }
 
 async fn run_until_signalled(command: Command) -> anyhow::Result<()> {
