@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What may wait, the lines being written included: about 12,000 outcomes.
+/// What may wait, the lines being written included: about 8,000 outcomes.
 const MAX_BYTES: usize = 8 << 20;
 /// What is written at once; lines are not torn unless one alone is longer.
 const PIECE_BYTES: usize = 64 << 10;

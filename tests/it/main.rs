@@ -20,5 +20,6 @@ mod pipeline_push;
 mod produce;
 mod proxy;
 mod push;
+mod seen;
 mod serve_stop;
 mod support;

@@ -91,11 +91,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .map(|_| {
             let (load, streams) = (load.clone(), args.streams);
             tokio::task::spawn_local(async move {
-                let stream = TcpStream::connect(args.addr).await.context("connecting")?;
-                stream.set_nodelay(true)?;
                 match streams {
-                    None => http1(&load, stream).await,
-                    Some(streams) => http2(&load, stream, streams).await,
+                    None => http1(&load, args.addr).await,
+                    Some(streams) => http2(&load, connect(args.addr).await?, streams).await,
                 }
             })
         })
@@ -183,7 +181,8 @@ fn envelope(url: &str) -> [Vec<u8>; 4] {
         r#"{"message":{"attributes":{"kafka-topic":"urls","kafka-partition":"3","kafka-offset":""#.to_owned(),
         format!(r#"","kafka-timestamp":"{now}"}},"data":"{data}"#),
         format!(r#"","messageId":"{now}"#),
-        r#"","publishTime":"2026-11-22T12:00:00.123Z"},"subscription":"projects/bench/subscriptions/serve"}"#.to_owned(),
+        r#"","publishTime":"2026-11-22T12:00:00.123Z"},"subscription":"projects/bench/subscriptions/serve"}"#
+            .to_owned(),
     ]
     .map(String::into_bytes)
 }
@@ -206,8 +205,15 @@ fn cpu_seconds(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// One push after the other.
-async fn http1(load: &Load, mut stream: TcpStream) -> anyhow::Result<()> {
+async fn connect(addr: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(addr).await.context("connecting")?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// One push after the other; on a new connection where the server closes the old one with its answer.
+async fn http1(load: &Load, addr: SocketAddr) -> anyhow::Result<()> {
+    let mut stream = connect(addr).await?;
     let (mut body, mut request, mut buffer) = (Vec::new(), Vec::new(), vec![0_u8; 64 << 10]);
     while load.next(&mut body) {
         request.clear();
@@ -223,13 +229,14 @@ async fn http1(load: &Load, mut stream: TcpStream) -> anyhow::Result<()> {
         let began = Instant::now();
         stream.write_all(&request).await?;
         let mut filled = 0;
-        let (status, mut left) = loop {
+        let (head, mut left) = loop {
             let read = stream.read(&mut buffer[filled..]).await?;
             ensure!(read > 0, "the connection ended before an answer");
             filled += read;
             if let Some(end) = find(&buffer[..filled], b"\r\n\r\n") {
-                let (status, length) = head_of(&buffer[..end])?;
-                break (status, length.saturating_sub(filled - end - 4));
+                let head = head_of(&buffer[..end])?;
+                let left = head.length.saturating_sub(filled - end - 4);
+                break (head, left);
             }
             ensure!(filled < buffer.len(), "an answer's head is too long");
         };
@@ -238,7 +245,10 @@ async fn http1(load: &Load, mut stream: TcpStream) -> anyhow::Result<()> {
             ensure!(read > 0, "the connection ended within an answer");
             left = left.saturating_sub(read);
         }
-        load.answered(status, began);
+        load.answered(head.status, began);
+        if head.closes {
+            stream = connect(addr).await?;
+        }
     }
     Ok(())
 }
@@ -247,21 +257,31 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     memchr::memmem::find(text, what)
 }
 
-/// Status and length of the body.
-fn head_of(head: &[u8]) -> anyhow::Result<(u16, usize)> {
+/// What of an answer's head counts here.
+struct Head {
+    status: u16,
+    /// Of the body.
+    length: usize,
+    closes: bool,
+}
+
+fn head_of(head: &[u8]) -> anyhow::Result<Head> {
     let head = std::str::from_utf8(head).context("an answer's head")?;
     let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("a status line")?;
-    let mut length = 0;
+    let status =
+        lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("a status line")?;
+    let (mut length, mut closes) = (0, false);
     for line in lines {
         let Some((name, value)) = line.split_once(':') else { continue };
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().context("Content-Length")?;
+        } else if name.eq_ignore_ascii_case("connection") {
+            closes = value.trim().eq_ignore_ascii_case("close");
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             bail!("a chunked answer, which this client does not read");
         }
     }
-    Ok((status, length))
+    Ok(Head { status, length, closes })
 }
 
 const DATA: u8 = 0;
@@ -361,14 +381,19 @@ fn head(load: &Load, length: usize, first: bool) -> Vec<u8> {
     // :method POST, :scheme http, :path /
     let mut block = vec![0x83, 0x86, 0x84];
     if !first {
-        block.extend([62, 63, 64, 65, 66].map(|index: u8| 0x80 | index));
+        // The newest entry is 62; pseudo-fields come first.
+        block.extend([66, 65, 64, 63, 62].map(|index: u8| 0x80 | index));
         return block;
     }
     let (token, length) = (format!("Bearer {}", load.token), length.to_string());
     // Names of the static table, each entry added to the dynamic one.
-    for (name, value) in
-        [(1, load.authority.as_str()), (23, &token), (31, "application/json"), (58, "APIs-Google"), (28, &length)]
-    {
+    for (name, value) in [
+        (1, load.authority.as_str()),
+        (23, &token),
+        (31, "application/json"),
+        (58, "APIs-Google"),
+        (28, &length),
+    ] {
         block.push(0x40 | name);
         // A length in 7 bits, or beyond.
         if value.len() < 127 {
