@@ -44,7 +44,8 @@ pub mod verdict;
 mod warm;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,9 @@ use cli::{Cli, Command};
 use shutdown::Signals;
 use telemetry::logs::{self, Role};
 use usage::UsageError;
+
+/// What a stop may take in all, writing the rest of the log included; Cloud Run kills after 10 s.
+const STOP_LIMIT: Duration = Duration::from_millis(9_900);
 
 /// Runs one role from its command line to the process's exit status: 0 done, 1 failed, 2 usage.
 pub fn start(cli: Cli) -> ExitCode {
@@ -71,7 +75,8 @@ pub fn start(cli: Cli) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(run_until_signalled(cli.command));
+    let stopping_since = OnceLock::new();
+    let result = runtime.block_on(run_until_signalled(cli.command, &stopping_since));
     // Nothing of value is left on it; a blocked thread must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     let status = match result {
@@ -85,16 +90,23 @@ pub fn start(cli: Cli) -> ExitCode {
             if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     };
-    logs::finish();
+    logs::finish(STOP_LIMIT.saturating_sub(stopping_since.get().map_or(Duration::ZERO, Instant::elapsed)));
     status
 }
 
-async fn run_until_signalled(command: Command) -> anyhow::Result<()> {
+/// Runs one role, and says since when it has been stopping.
+async fn run_until_signalled(command: Command, stopping_since: &OnceLock<Instant>) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let signals = Signals::catch()?;
+    let told = async {
+        stop.cancelled().await;
+        stopping_since.get_or_init(Instant::now);
+        std::future::pending().await
+    };
     tokio::select! {
         result = run(command, stop.clone()) => result,
-        () = signals.drive(stop) => Err(anyhow::anyhow!("left at the second signal")),
+        never = told => never,
+        () = signals.drive(stop.clone()) => Err(anyhow::anyhow!("left at the second signal")),
     }
 }
 

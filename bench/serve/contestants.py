@@ -42,10 +42,11 @@ class Contestant:
             yield process
 
     def answers(self):
-        """Whether it takes connections."""
+        """Whether it answers at all; a listening socket alone may have nobody behind it yet."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            connection.connect()
+            connection.request("GET", "/nothing")
+            connection.getresponse().read()
         except OSError:
             return False
         finally:

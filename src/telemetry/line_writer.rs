@@ -18,9 +18,8 @@ const PIECE_BYTES: usize = 64 << 10;
 const GATHER: Duration = Duration::from_millis(1);
 /// How often losses are told of at most.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
-/// At the end: how long an output may stand still, and how long it is waited for in all.
-const STILL_LIMIT: Duration = Duration::from_millis(300);
-const END_LIMIT: Duration = Duration::from_secs(2);
+/// At the end: how long an output may stand still. On a busy machine the thread itself may wait for its turn that long.
+const STILL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Takes lines from any thread without ever waiting for the output.
 #[derive(Debug)]
@@ -85,9 +84,10 @@ impl LineWriter {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
-    /// Writes what was taken, and takes nothing more. Waits for an output that moves, not for one that stands still.
-    pub(super) fn finish(&self) {
-        let deadline = Instant::now() + END_LIMIT;
+    /// Writes what was taken, and takes nothing more. Waits for an output that moves, not for one that stands still, and
+    /// no longer than `limit`.
+    pub(super) fn finish(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
         let mut state = self.shared.state();
         state.ending = true;
         self.shared.more.notify_one();
@@ -190,6 +190,8 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(60);
+
     type Took = Arc<Mutex<Vec<u8>>>;
 
     /// An output that takes a write only when it is told to; and what it took.
@@ -233,7 +235,7 @@ mod tests {
                 scope.spawn(move || (0..2_500).for_each(|number| writer.write(&line(2 * number + half))));
             }
         });
-        writer.finish();
+        writer.finish(LIMIT);
         let took = took.lock().unwrap();
         let mut lines: Vec<_> = took.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
         let mut expected: Vec<_> = (0..5_000).map(line).collect();
@@ -254,7 +256,7 @@ mod tests {
         let lost = writer.lost();
         assert_eq!(lost, 13, "of 20 lines of a mebibyte and a byte, 7 have room");
         drop(may);
-        writer.finish();
+        writer.finish(LIMIT);
         assert_eq!(took.lock().unwrap().len(), 7 * ((1 << 20) + 1));
         writer.write(b"late\n");
         assert_eq!(writer.lost(), lost + 1);
@@ -265,7 +267,7 @@ mod tests {
         let (slow, _may, took) = Slow::new();
         let writer = LineWriter::start(slow).unwrap();
         writer.write(b"a\n");
-        writer.finish();
+        writer.finish(Duration::from_millis(50));
         assert!(took.lock().unwrap().is_empty());
     }
 
@@ -280,7 +282,7 @@ mod tests {
         }
         drop(may);
         writer.write(b"c\n");
-        writer.finish();
+        writer.finish(LIMIT);
         assert_eq!((writer.lost(), &took.lock().unwrap()[..]), (2, &b"c\n"[..]));
     }
 

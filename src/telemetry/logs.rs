@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
@@ -108,10 +109,10 @@ pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes what nobody waited for; from here on nothing more is logged that way.
-pub(crate) fn finish() {
+/// Writes what nobody waited for, for no longer than `limit`; from here on nothing more is logged that way.
+pub(crate) fn finish(limit: Duration) {
     if let Some(lines) = LINES.get() {
-        lines.writer.finish();
+        lines.writer.finish(limit);
     }
 }
 
