@@ -37,6 +37,7 @@ mod produce;
 mod pubsub;
 pub mod request;
 mod serve;
+mod shown_url;
 mod shutdown;
 mod telemetry;
 mod usage;
@@ -45,7 +46,8 @@ pub mod version;
 mod warm;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -54,10 +56,14 @@ use shutdown::Signals;
 use telemetry::logs::{self, Role};
 use usage::UsageError;
 
+/// What a stop may take in all, writing the rest of the log included; Cloud Run kills after 10 s.
+const STOP_LIMIT: Duration = Duration::from_millis(9_900);
+
 /// Runs one role from its command line to the process's exit status: 0 done, 1 failed, 2 usage.
 pub fn start(cli: Cli) -> ExitCode {
     let role = match cli.command {
-        Command::Bridge(_) | Command::Serve(_) | Command::ConsumeDirect(_) => Role::Service,
+        Command::Bridge(_) | Command::ConsumeDirect(_) => Role::Service,
+        Command::Serve(_) => Role::Server,
         Command::Produce(_) | Command::Check(_) | Command::Demo(_) => Role::Tool,
     };
     if let Err(error) = logs::init(&cli.logs, role) {
@@ -71,28 +77,38 @@ pub fn start(cli: Cli) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(run_until_signalled(cli.command));
+    let stopping_since = OnceLock::new();
+    let result = runtime.block_on(run_until_signalled(cli.command, &stopping_since));
     // Nothing of value is left on it; a blocked thread must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match role {
-                Role::Service => tracing::error!("{error:#}"),
+                Role::Service | Role::Server => tracing::error!("{error:#}"),
                 Role::Tool => eprintln!("cdnwarm: {error:#}"),
             }
             let usage = error.chain().any(|cause| cause.is::<UsageError>());
             if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
-    }
+    };
+    logs::finish(STOP_LIMIT.saturating_sub(stopping_since.get().map_or(Duration::ZERO, Instant::elapsed)));
+    status
 }
 
-async fn run_until_signalled(command: Command) -> anyhow::Result<()> {
+/// Runs one role, and says since when it has been stopping.
+async fn run_until_signalled(command: Command, stopping_since: &OnceLock<Instant>) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let signals = Signals::catch()?;
+    let told = async {
+        stop.cancelled().await;
+        stopping_since.get_or_init(Instant::now);
+        std::future::pending().await
+    };
     tokio::select! {
         result = run(command, stop.clone()) => result,
-        () = signals.drive(stop) => Err(anyhow::anyhow!("left at the second signal")),
+        never = told => never,
+        () = signals.drive(stop.clone()) => Err(anyhow::anyhow!("left at the second signal")),
     }
 }
 

@@ -4,11 +4,10 @@
 
 use std::borrow::Cow;
 
+pub use crate::shown_url::shown_url;
+use crate::verdict::Verdict;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
-use url::Url;
-
-use crate::verdict::Verdict;
 
 /// A verdict with its evidence, for one request in one region.
 #[derive(Debug, Clone, Serialize)]
@@ -112,50 +111,6 @@ fn word<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::Err
     serializer.serialize_str(verdict.word())
 }
 
-/// `url` as it may be shown: values of query parameters that look like credentials become an ellipsis.
-///
-/// Such are the signatures of the CDNs and clouds (CloudFront, Cloud CDN, S3, Azure, Akamai) and whatever is named
-/// like a token, key or password. The names stay, so that the line still tells which URL it was.
-pub fn shown_url(url: &Url) -> String {
-    let Some(query) = url.query() else {
-        return url.as_str().to_owned();
-    };
-    let shown: Vec<String> = query
-        .split('&')
-        .map(|pair| match pair.split_once('=') {
-            Some((name, value)) if !value.is_empty() && is_signature_like(name) => format!("{name}=…"),
-            _ => pair.to_owned(),
-        })
-        .collect();
-    format!("{}?{}", &url[..url::Position::AfterPath], shown.join("&"))
-}
-
-fn is_signature_like(name: &str) -> bool {
-    // A name may be written with percent escapes, and means the same.
-    let name = url::form_urlencoded::parse(name.as_bytes()).next().map(|(name, _)| name.to_ascii_lowercase());
-    let name = name.unwrap_or_default();
-    const PARTS: [&str; 10] =
-        ["sign", "token", "secret", "password", "passwd", "credential", "apikey", "_key", "-key", "auth"];
-    const WHOLE: [&str; 15] = [
-        "sig",
-        "key",
-        "hmac",
-        "hdnts",
-        "hdnea",
-        "policy",
-        "key-pair-id",
-        "keyname",
-        "jwt",
-        "session",
-        "pwd",
-        "md5",
-        "hash",
-        "verify",
-        "accesskey",
-    ];
-    PARTS.iter().any(|part| name.contains(part)) || WHOLE.contains(&name.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,18 +202,5 @@ mod tests {
             Verdict::Failed(crate::verdict::Failure::Dns),
         ];
         assert_eq!(all.map(|verdict| verdict.word()).to_vec(), words);
-    }
-
-    #[test]
-    fn signatures_are_not_shown_and_the_rest_of_the_url_is() {
-        let shown = |text: &str| shown_url(&Url::parse(text).unwrap());
-        assert_eq!(
-            shown(
-                "https://e.com/v/1.ts?file=a&X-Amz-Signature=abc&Expires=1&token=x%3D&sig=&Key-Pair-Id=K&%73ig=s&md5=m"
-            ),
-            "https://e.com/v/1.ts?file=a&X-Amz-Signature=…&Expires=1&token=…&sig=&Key-Pair-Id=…&%73ig=…&md5=…"
-        );
-        assert_eq!(shown("https://e.com/keys/a"), "https://e.com/keys/a");
-        assert_eq!(shown("https://e.com/a?file=monkey"), "https://e.com/a?file=monkey");
     }
 }

@@ -7,15 +7,14 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import signal
 import sys
 import tempfile
-import time
 
 import figures
 import scenarios
 from contestants import Raw, every_contestant
+from machine import machine, step
 from processes import Failure
 from stage import PROJECT, Kafka, build_tools, write_urls
 
@@ -156,19 +155,6 @@ def parse():
         parser.error(f"{arguments.binary} does not exist: build it with cargo build --release, or name it by --binary")
     arguments.work_dir = arguments.work_dir.resolve()
     return arguments
-
-
-def machine():
-    """What the figures hold for."""
-    model = next((line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())
-    load = os.getloadavg()[0]
-    return {"model": model, "cores": os.cpu_count(), "system": platform.platform(), "load_before": load,
-            "summary": f"{datetime.date.today()}, {os.cpu_count()} cores of {model}, load {load:.1f} before"}
-
-
-def step(text):
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def _short(result):

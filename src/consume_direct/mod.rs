@@ -19,9 +19,10 @@ use crate::kafka::{ConsumerArgs, Receipt, Record, RecordRef};
 use crate::outcome::{Outcome, Source};
 use crate::request::WarmRequest;
 use crate::telemetry::health::Health;
-use crate::telemetry::logs::log_outcome;
 use crate::telemetry::metrics::registry;
+use crate::telemetry::outcomes::{OutcomeLog, OutcomeLogArgs};
 use crate::telemetry::status::StatusLine;
+use crate::telemetry::trace::{self, Trace};
 use crate::usage::UsageError;
 use crate::warm::{WarmArgs, Warmer};
 use metrics::DirectMetrics;
@@ -54,6 +55,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     metrics: MetricsArgs,
+
+    #[command(flatten)]
+    log: OutcomeLogArgs,
 
     #[command(flatten)]
     warm: WarmArgs,
@@ -136,6 +140,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         tracing::info!("metrics at http://{}/metrics", server.addr());
         tokio::spawn(server.run(registry, health.clone(), shown));
     }
+    let log = OutcomeLog { which: args.log.log_outcomes, method: args.warm.method.as_str() };
     let warmer = Warmer::new(args.warm)?;
     let (topic, group) = (config.topic.clone(), config.client.get("group.id").unwrap_or_default().to_owned());
     tracing::info!(topic, group, "consume-direct started as group {group}");
@@ -146,7 +151,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         StatusLine::start(move || metrics.status(&health))
     };
     let work = async {
-        warm_all(&mut consumer, &warmer, &metrics, &topic, args.concurrency.into()).await;
+        warm_all(&mut consumer, &warmer, (&metrics, log), &topic, args.concurrency.into()).await;
         consumer.ended().await
     };
     let late = async {
@@ -179,7 +184,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
 async fn warm_all(
     consumer: &mut Consumer<Copied>,
     warmer: &Warmer,
-    metrics: &DirectMetrics,
+    (metrics, log): (&DirectMetrics, OutcomeLog),
     topic: &str,
     concurrency: usize,
 ) {
@@ -194,9 +199,9 @@ async fn warm_all(
             under_way.push(async move {
                 match record {
                     Some(record) => {
-                        let outcome = warm(warmer, topic, record).await;
+                        let outcome = warm(warmer, topic, &record).await;
                         metrics.outcome(&outcome);
-                        log_outcome(&outcome);
+                        log.log(&outcome, trace(&record).as_ref());
                     }
                     None => metrics.broken_batch(),
                 }
@@ -215,7 +220,13 @@ async fn warm_all(
     }
 }
 
-async fn warm(warmer: &Warmer, topic: &str, record: Record) -> Outcome {
+/// The trace that the record's headers name.
+fn trace(record: &Record) -> Option<Trace<'_>> {
+    let header = record.headers.iter().rev().find(|header| header.name == trace::TRACEPARENT)?;
+    Trace::parse(std::str::from_utf8(header.value.as_deref()?).ok()?, None)
+}
+
+async fn warm(warmer: &Warmer, topic: &str, record: &Record) -> Outcome {
     let id = format!("{topic}/{}/{}", record.partition, record.offset);
     let source = Source { kafka_timestamp: record.timestamp_ms, ..Source::default() };
     // As bridge and serve do: of a repeated header the last counts, null is empty, foreign binary ones are no option.

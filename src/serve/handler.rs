@@ -18,11 +18,13 @@ use super::auth::{Auth, Reason, Refusal};
 use super::body::{Bodies, MAX_BODY_BYTES, Unread, discard};
 use super::deliveries::{Deliveries, Delivery};
 use super::envelope::{self, Push};
+use super::metrics::ServeMetrics;
 use super::pack::{self, Line};
-use super::{Answers, Malformed, Payload, unwrapped};
+use super::{Answers, Malformed, NO_KEYS, Payload, unwrapped};
 use crate::outcome::{Outcome, Source};
 use crate::request::{NotARequest, WarmRequest};
-use crate::telemetry::logs::log_outcome;
+use crate::telemetry::outcomes::OutcomeLog;
+use crate::telemetry::trace::{self, Trace};
 use crate::warm::Warmer;
 
 /// URLs of one pack that are warmed at once. The edge next door sees as many connections as from a browser or two; at
@@ -44,9 +46,17 @@ pub(super) struct Handler {
     bodies: Bodies,
     in_flight: Arc<Semaphore>,
     deliveries: Deliveries,
-    /// Who takes outcomes instead of the log.
-    outcomes: Option<mpsc::Sender<Outcome>>,
+    seen: Seen,
     stop: CancellationToken,
+}
+
+/// Who hears of outcomes.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub(super) metrics: ServeMetrics,
+    pub(super) log: OutcomeLog,
+    /// Who takes outcomes instead of the log.
+    pub(super) outcomes: Option<mpsc::Sender<Outcome>>,
 }
 
 impl Handler {
@@ -54,12 +64,12 @@ impl Handler {
         auth: Auth,
         warmer: Warmer,
         answers: Answers,
-        outcomes: Option<mpsc::Sender<Outcome>>,
+        in_flight: Arc<Semaphore>,
+        seen: Seen,
         stop: CancellationToken,
     ) -> Self {
-        let in_flight = Arc::new(Semaphore::new(answers.max_in_flight as usize));
         let (bodies, deliveries) = (Bodies::default(), Deliveries::new());
-        Self { auth, warmer, answers, bodies, in_flight, deliveries, outcomes, stop }
+        Self { auth, warmer, answers, bodies, in_flight, deliveries, seen, stop }
     }
 
     /// The answer to any request.
@@ -67,7 +77,8 @@ impl Handler {
         let (head, body) = request.into_parts();
         let answer = match (head.uri.path(), &head.method) {
             ("/", &Method::POST) => {
-                return tokio::select! {
+                let under_way = self.seen.metrics.push();
+                let answer = tokio::select! {
                     biased;
                     answer = self.push(&head, body) => answer,
                     () = self.last_moment() => {
@@ -75,6 +86,8 @@ impl Handler {
                         closing(say(StatusCode::SERVICE_UNAVAILABLE, "stopped before it was warm"))
                     }
                 };
+                under_way.answered(answer.status());
+                return answer;
             }
             ("/", _) => {
                 let text = "this is a Pub/Sub push endpoint: POST a push message here";
@@ -86,7 +99,7 @@ impl Handler {
                 say(StatusCode::SERVICE_UNAVAILABLE, "draining")
             }
             ("/ready" | "/readyz", &Method::GET | &Method::HEAD) if !self.auth.is_ready() => {
-                say(StatusCode::SERVICE_UNAVAILABLE, "no key set yet to check push tokens with")
+                say(StatusCode::SERVICE_UNAVAILABLE, NO_KEYS)
             }
             ("/ready" | "/readyz", &Method::GET | &Method::HEAD) => say(StatusCode::OK, "ready"),
             ("/health" | "/healthz" | "/ready" | "/readyz", _) => {
@@ -152,8 +165,9 @@ impl Handler {
         };
 
         // 5. What is in it: one URL, or a line for each of several.
+        let pushed = Pushed { push: &push, trace: trace(head, &push) };
         let warmed =
-            if pack::is_pack(&push) { self.warm_pack(&push).await } else { self.warm_one(&push).await };
+            if pack::is_pack(&push) { self.warm_pack(pushed).await } else { self.warm_one(pushed).await };
 
         // 6. The answer.
         match warmed {
@@ -172,13 +186,14 @@ impl Handler {
     ///
     /// # Errors
     /// Malformed data that the operator wants nacked.
-    async fn warm_one(&self, push: &Push<'_>) -> Result<bool, NotARequest> {
+    async fn warm_one(&self, pushed: Pushed<'_>) -> Result<bool, NotARequest> {
+        let push = pushed.push;
         let request = match WarmRequest::parse(&push.data, push.options()) {
             Ok(request) => request,
-            Err(not_a_request) => return self.refuse(not_a_request, push).await,
+            Err(not_a_request) => return self.refuse(not_a_request, pushed).await,
         };
         let outcome = self.warm(&request, push, None, self.warmer.deadline()).await;
-        Ok(self.report(outcome).await)
+        Ok(self.report(outcome, request.url().host_str(), pushed.trace.as_ref()).await)
     }
 
     /// Fetches one URL of a push, unless an earlier delivery of the message did and a GET would change nothing. `line`
@@ -213,11 +228,11 @@ impl Handler {
     ///
     /// # Errors
     /// A pack without a URL, where the operator wants malformed data nacked.
-    async fn warm_pack(&self, push: &Push<'_>) -> Result<bool, NotARequest> {
+    async fn warm_pack(&self, pushed: Pushed<'_>) -> Result<bool, NotARequest> {
         let deadline = self.warmer.deadline();
-        let mut lines = pack::lines(push).peekable();
+        let mut lines = pack::lines(pushed.push).peekable();
         if lines.peek().is_none() {
-            return self.refuse(NotARequest::Malformed("a list without a URL".to_owned()), push).await;
+            return self.refuse(NotARequest::Malformed("a list without a URL".to_owned()), pushed).await;
         }
         let mut under_way = FuturesUnordered::new();
         let mut curable = false;
@@ -232,7 +247,7 @@ impl Handler {
                 let Some(line) = lines.next() else { break };
                 under_way.push(async move {
                     let _place = place;
-                    self.warm_line(line, push, deadline).await
+                    self.warm_line(line, pushed, deadline).await
                 });
             }
             match under_way.next().await {
@@ -243,25 +258,29 @@ impl Handler {
     }
 
     /// Warms one line of a pack; true where a later delivery may go better. What is no URL never spoils the others.
-    async fn warm_line(&self, line: Line<'_>, push: &Push<'_>, deadline: Instant) -> bool {
+    async fn warm_line(&self, line: Line<'_>, pushed: Pushed<'_>, deadline: Instant) -> bool {
+        let push = pushed.push;
         // Lines that need no network would keep the thread to themselves.
         tokio::task::coop::consume_budget().await;
-        let outcome = match WarmRequest::parse(line.data, push.options()) {
-            Ok(request) => self.warm(&request, push, Some(line.id), deadline).await,
+        let request = WarmRequest::parse(line.data, push.options());
+        let outcome = match &request {
+            Ok(request) => self.warm(request, push, Some(line.id), deadline).await,
             Err(not_a_request) => self.warmer.refused(not_a_request.reason(), line.id, source(push)).await,
         };
-        self.report(outcome).await
+        let host = request.as_ref().ok().and_then(|request| request.url().host_str());
+        self.report(outcome, host, pushed.trace.as_ref()).await
     }
 
     /// What is not warmed: gone with verdict refused, or, where the data itself is at fault, as the operator wants.
-    async fn refuse(&self, not_a_request: NotARequest, push: &Push<'_>) -> Result<bool, NotARequest> {
+    async fn refuse(&self, not_a_request: NotARequest, pushed: Pushed<'_>) -> Result<bool, NotARequest> {
+        let push = pushed.push;
         let (id, reason) = (id(push), not_a_request.reason());
         if matches!(not_a_request, NotARequest::Malformed(_)) && self.answers.malformed == Malformed::Nack {
             tracing::warn!(id, "{reason}; answered 400 (--malformed ack drops such messages)");
             return Err(not_a_request);
         }
         let outcome = self.warmer.refused(reason, id, source(push)).await;
-        Ok(self.report(outcome).await)
+        Ok(self.report(outcome, None, pushed.trace.as_ref()).await)
     }
 
     /// No message that holds a URL is this large.
@@ -272,20 +291,28 @@ impl Handler {
             return closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason));
         }
         let outcome = self.warmer.refused(reason, String::new(), Source::default()).await;
-        self.report(outcome).await;
+        self.report(outcome, None, None).await;
         closing(say(StatusCode::NO_CONTENT, ""))
     }
 
-    /// Tells the outcome; true where a later delivery may go better.
-    async fn report(&self, outcome: Outcome) -> bool {
+    /// Tells the outcome; true where a later delivery may go better. `host` is the URL's, where there is one.
+    async fn report(&self, outcome: Outcome, host: Option<&str>, trace: Option<&Trace<'_>>) -> bool {
         let curable = outcome.verdict.is_curable();
-        match &self.outcomes {
-            None => log_outcome(&outcome),
+        self.seen.metrics.outcome(&outcome, host);
+        match &self.seen.outcomes {
+            None => self.seen.log.log(&outcome, trace),
             // Whoever listened is gone at the end of a demo.
             Some(outcomes) => drop(outcomes.send(outcome).await),
         }
         curable
     }
+}
+
+/// Where a URL came from.
+#[derive(Clone, Copy)]
+struct Pushed<'a> {
+    push: &'a Push<'a>,
+    trace: Option<Trace<'a>>,
 }
 
 /// An answer that goes out before the body was read. What is left of it is read beside, for a moment, so that the
@@ -332,6 +359,17 @@ fn id(push: &Push<'_>) -> String {
         (Some(topic), Some(partition), Some(offset)) => format!("{topic}/{partition}/{offset}"),
         _ => push.message_id.as_deref().unwrap_or_default().to_owned(),
     }
+}
+
+/// The trace that the message's attributes name, else the one of the request that brought it. Where it is kept is a guess:
+/// the subscription's project.
+fn trace<'a>(head: &'a Parts, push: &'a Push<'_>) -> Option<Trace<'a>> {
+    let project =
+        push.subscription.as_deref().and_then(|name| name.strip_prefix("projects/")?.split('/').next());
+    let of_message =
+        trace::ATTRIBUTES.iter().filter_map(|name| push.attributes.get(*name).map(AsRef::as_ref));
+    let of_request = trace::ATTRIBUTES.iter().filter_map(|name| head.headers.get(*name)?.to_str().ok());
+    of_message.chain(of_request).find_map(|traceparent| Trace::parse(traceparent, project))
 }
 
 fn source(push: &Push<'_>) -> Source {

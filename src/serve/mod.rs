@@ -7,26 +7,36 @@ mod body;
 mod deliveries;
 mod envelope;
 mod handler;
+mod metrics;
 mod pack;
 mod unwrapped;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use tokio::sync::mpsc;
+use prometheus_client::registry::Registry;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::Server;
+use crate::http::{MetricsArgs, MetricsServer, Server};
 use crate::outcome::Outcome;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::registry;
+use crate::telemetry::outcomes::{OutcomeLog, OutcomeLogArgs};
 use crate::warm::{WarmArgs, Warmer};
 use auth::Auth;
 pub(crate) use auth::AuthArgs;
-use handler::Handler;
+use handler::{Handler, Seen};
+use metrics::{ServeMetrics, States};
 
 /// How long a stop waits for pushes under way; Cloud Run kills after 10 s.
 const DRAIN_LIMIT: Duration = Duration::from_millis(9_500);
+
+/// Why it is not ready before it has keys.
+const NO_KEYS: &str = "no key set yet to check push tokens with";
 
 /// Arguments of `cdnwarm serve`.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,6 +56,12 @@ pub(crate) struct Args {
     answers: Answers,
 
     #[command(flatten)]
+    metrics: MetricsArgs,
+
+    #[command(flatten)]
+    log: OutcomeLogArgs,
+
+    #[command(flatten)]
     warm: WarmArgs,
 }
 
@@ -63,6 +79,8 @@ impl Args {
                 max_in_flight: 1000,
                 payload: Payload::Wrapped,
             },
+            metrics: MetricsArgs::default(),
+            log: OutcomeLogArgs::default(),
             warm: WarmArgs::for_demo(region, edge),
         }
     }
@@ -121,6 +139,9 @@ impl Answers {
 pub(crate) struct Serve {
     server: Server,
     handler: Handler,
+    metrics: Option<MetricsServer>,
+    registry: Registry,
+    health: Health,
 }
 
 impl Serve {
@@ -137,9 +158,27 @@ impl Serve {
         let server = Server::bind(SocketAddr::new(args.listen, args.port))
             .await
             .context("choose another port with --port or PORT, or end what uses this one")?;
+        let metrics_server = match args.metrics.metrics_addr {
+            Some(addr) => Some(MetricsServer::bind(addr).await.context("--metrics-addr")?),
+            None => None,
+        };
+        let log = OutcomeLog { which: args.log.log_outcomes, method: args.warm.method.as_str() };
         let warmer = Warmer::new(args.warm)?;
         auth.prepare();
-        Ok(Self { server, handler: Handler::new(auth, warmer, args.answers, outcomes, stop) })
+        let max_in_flight = args.answers.max_in_flight;
+        let in_flight = Arc::new(Semaphore::new(max_in_flight as usize));
+        let health = health(&auth, &stop);
+        let mut registry = registry(&health);
+        let states = States {
+            auth: auth.clone(),
+            warmer: warmer.clone(),
+            in_flight: in_flight.clone(),
+            max_in_flight,
+        };
+        let metrics = ServeMetrics::register(&mut registry, states);
+        let seen = Seen { metrics, log, outcomes };
+        let handler = Handler::new(auth, warmer, args.answers, in_flight, seen, stop);
+        Ok(Self { server, handler, metrics: metrics_server, registry, health })
     }
 
     /// Where it listens.
@@ -150,6 +189,12 @@ impl Serve {
     /// Answers until `stop`, then what is under way, within 10 s.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let handler = self.handler;
+        // Shown until the end, so that a stop can be watched too.
+        let shown = CancellationToken::new();
+        let _shown_until_the_end = shown.clone().drop_guard();
+        if let Some(metrics) = self.metrics {
+            tokio::spawn(metrics.run(self.registry, self.health, shown));
+        }
         self.server
             .run(
                 move |request| {
@@ -163,6 +208,15 @@ impl Serve {
     }
 }
 
+/// What it takes to answer pushes.
+fn health(auth: &Auth, stop: &CancellationToken) -> Health {
+    let health = Health::default();
+    let (auth, stop) = (auth.clone(), stop.clone());
+    health.ask("push-keys", move || (!auth.is_ready()).then(|| NO_KEYS.to_owned()));
+    health.ask("stopping", move || stop.is_cancelled().then(|| "draining".to_owned()));
+    health
+}
+
 /// Binds, says where, and answers until `stop`.
 ///
 /// # Errors
@@ -173,6 +227,9 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         tracing::debug!("raising the limit of open files: {error}");
     }
     let serve = Serve::bind(args, None, stop.clone()).await?;
+    if let Some(metrics) = &serve.metrics {
+        tracing::info!("metrics at http://{}/metrics", metrics.addr());
+    }
     let addr = serve.addr();
     tracing::info!(addr = %addr, "listening on {addr}");
     serve.run(stop).await;

@@ -18,6 +18,19 @@ pub(crate) struct Health(Arc<Conditions>);
 struct Conditions {
     ready: Mutex<Vec<Condition>>,
     live: Mutex<Vec<Condition>>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// What is found out whenever somebody asks.
+struct Asked {
+    name: &'static str,
+    problem: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
 }
 
 impl Health {
@@ -33,13 +46,27 @@ impl Health {
         find_or_add(&self.0.live, name, None)
     }
 
+    /// One more condition that the process needs in order to do its work: `problem`, which is to be quick, says why it is
+    /// broken, if so, whenever somebody asks.
+    pub(crate) fn ask(
+        &self,
+        name: &'static str,
+        problem: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        lock(&self.0.asked).push(Asked { name, problem: Box::new(problem) });
+    }
+
     /// Why this process is not ready, one line a condition; nothing where it is. What is not live is not ready either.
     pub(crate) fn problems(&self) -> Vec<String> {
-        let ready = lock(&self.0.ready);
-        if ready.is_empty() {
+        let (ready, asked) = (lock(&self.0.ready), lock(&self.0.asked));
+        if ready.is_empty() && asked.is_empty() {
             return vec!["starting".to_owned()];
         }
-        ready.iter().chain(lock(&self.0.live).iter()).filter_map(Condition::problem).collect()
+        let told =
+            ready.iter().chain(lock(&self.0.live).iter()).filter_map(Condition::problem).collect::<Vec<_>>();
+        let asked =
+            asked.iter().filter_map(|Asked { name, problem }| Some(format!("{name}: {}", problem()?)));
+        told.into_iter().chain(asked).collect()
     }
 
     /// Why this process should be restarted, one line a condition; nothing where it should not.
@@ -133,6 +160,19 @@ mod tests {
         ready.not_ok("away");
         live.ok();
         assert!(health.deadly_problems().is_empty(), "what is not ready may live");
+    }
+
+    #[test]
+    fn what_is_asked_for_counts_as_it_is_at_that_moment() {
+        let health = Health::default();
+        let kept = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let seen = kept.clone();
+        let problem =
+            move || (!seen.load(std::sync::atomic::Ordering::Relaxed)).then(|| "none yet".to_owned());
+        health.ask("keys", problem);
+        assert_eq!(health.problems(), ["keys: none yet"]);
+        kept.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(health.problems().is_empty());
     }
 
     #[test]

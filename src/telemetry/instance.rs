@@ -58,6 +58,11 @@ impl Identity {
         identity
     }
 
+    /// Who this is, once that was found out.
+    pub(crate) fn known(&self) -> Option<&Instance> {
+        self.found.get()
+    }
+
     /// Who this is.
     pub(crate) async fn get(&self) -> &Instance {
         self.found.get_or_init(|| find(&self.args)).await

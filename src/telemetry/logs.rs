@@ -1,12 +1,17 @@
-//! Log lines: text for people, one JSON object a line for Cloud Logging; outcomes are lines of their own.
+//! Log lines: text for people, one JSON object a line for Cloud Logging.
+//!
+//! Events are here; outcomes, which are many, are `outcomes`', and both meet in `line_writer`.
 //!
 //! The JSON has the fields that Cloud Logging reads (cloud.google.com/logging/docs/structured-logging): `severity`,
 //! `message`, `time`; the values of an event stand beside them under their own names.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -17,11 +22,20 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::line_writer::LineWriter;
 use super::status::AboveStatusLine;
-use crate::outcome::Outcome;
 
-/// The target of outcome events, whose field `outcome` holds the JSON object itself.
-const OUTCOME: &str = "cdnwarm::outcome";
+/// The target under which outcomes are logged.
+pub(super) const OUTCOME: &str = "cdnwarm::outcome";
+
+/// Where lines go that nobody waits for. One in a process, as there is one standard output.
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// A writer, and the look that its lines have.
+pub(super) struct Lines {
+    pub(super) writer: LineWriter,
+    pub(super) json: bool,
+}
 
 /// How and how much is logged.
 #[derive(Debug, Clone, clap::Args)]
@@ -51,7 +65,10 @@ pub(crate) enum LogFormat {
 /// Where a role's lines go: a service's are its product, on stdout; a tool's stdout is for its results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
+    /// Its events may be all that is left of a record: it waits until they are written.
     Service,
+    /// Somebody waits for its answers: it never waits for its log.
+    Server,
     Tool,
 }
 
@@ -61,25 +78,69 @@ pub(crate) enum Role {
 /// Directives that do not parse.
 pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
     let directives = args.log.as_deref().unwrap_or(match role {
-        Role::Service => "info",
+        Role::Service | Role::Server => "info",
         Role::Tool => "warn",
     });
     // Libraries speak only where something is wrong, unless they are asked to: of two directives the later one counts.
     let filter = EnvFilter::try_new(format!("hyper=warn,h2=warn,rustls=warn,{directives}"))
         .map_err(|error| anyhow::anyhow!("--log {directives}: {error}"))?;
+    let is_terminal = io::stdout().is_terminal();
     let json = match (args.log_format, role) {
         (LogFormat::Json, _) => true,
         (LogFormat::Text, _) | (LogFormat::Auto, Role::Tool) => false,
-        (LogFormat::Auto, Role::Service) => !io::stdout().is_terminal(),
+        (LogFormat::Auto, Role::Service | Role::Server) => !is_terminal,
     };
+    if role == Role::Tool {
+        install(filter, json, io::stderr().is_terminal(), io::stderr);
+        return Ok(());
+    }
+    let writer = if is_terminal {
+        LineWriter::start(AboveStatusLine(io::stdout()))
+    } else {
+        LineWriter::start(io::stdout())
+    };
+    // A second call, as in tests that run roles in one process, keeps the first one.
+    let _ = LINES.set(Lines { writer: writer.context("starting the thread that writes the log")?, json });
     match role {
-        Role::Service if io::stdout().is_terminal() => {
-            install(filter, json, true, || AboveStatusLine(io::stdout()));
-        }
-        Role::Service => install(filter, json, false, io::stdout),
-        Role::Tool => install(filter, json, io::stderr().is_terminal(), io::stderr),
+        Role::Server => install(filter, json, is_terminal, || ToLines),
+        _ if is_terminal => install(filter, json, true, || AboveStatusLine(io::stdout())),
+        _ => install(filter, json, false, io::stdout),
     }
     Ok(())
+}
+
+/// Writes what nobody waited for, for no longer than `limit`; from here on nothing more is logged that way.
+pub(crate) fn finish(limit: Duration) {
+    if let Some(lines) = LINES.get() {
+        lines.writer.finish(limit);
+    }
+}
+
+/// Lines that were never written, since their reader was too slow or gone.
+pub(crate) fn lines_lost() -> u64 {
+    LINES.get().map_or(0, |lines| lines.writer.lost())
+}
+
+/// Where outcomes go; none in a tool.
+pub(super) fn outcome_lines() -> Option<&'static Lines> {
+    LINES.get()
+}
+
+/// Events of a server.
+struct ToLines;
+
+impl Write for ToLines {
+    /// The whole of `bytes`, which is one line.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(lines) = LINES.get() {
+            lines.writer.write(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn install<W: for<'w> MakeWriter<'w> + Send + Sync + 'static>(
@@ -102,16 +163,6 @@ fn install<W: for<'w> MakeWriter<'w> + Send + Sync + 'static>(
     };
 }
 
-/// The one line of an outcome: the object of `schemas/outcome.schema.json` beside severity, message and time.
-pub(crate) fn log_outcome(outcome: &Outcome) {
-    if !tracing::enabled!(target: OUTCOME, Level::INFO) {
-        return;
-    }
-    // Serializing plain values into memory cannot fail.
-    let json = serde_json::to_string(outcome).unwrap_or_default();
-    tracing::info!(target: OUTCOME, outcome = json, "{} {} in {}", outcome.verdict, outcome.url, outcome.region);
-}
-
 /// One JSON object a line.
 struct CloudLogging;
 
@@ -126,28 +177,24 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut fields = Fields::of(event);
+        let fields = Fields::of(event);
         let severity = match *event.metadata().level() {
             Level::ERROR => "ERROR",
             Level::WARN => "WARNING",
             Level::INFO => "INFO",
             Level::DEBUG | Level::TRACE => "DEBUG",
         };
-        let outcome = fields.take_outcome(event);
         let mut line = Map::new();
         line.insert("severity".to_owned(), severity.into());
         line.insert("time".to_owned(), Timestamp::now().to_string().into());
         line.insert("message".to_owned(), fields.message.into());
-        if event.metadata().target() != OUTCOME {
-            line.insert("target".to_owned(), event.metadata().target().into());
-        }
+        line.insert("target".to_owned(), event.metadata().target().into());
         line.extend(fields.values);
-        line.extend(outcome);
         writeln!(writer, "{}", Value::Object(line))
     }
 }
 
-/// Time, level, message and values; an outcome's message says it all.
+/// Time, level, message and values.
 struct Text;
 
 impl<S, N> FormatEvent<S, N> for Text
@@ -161,8 +208,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut fields = Fields::of(event);
-        let outcome = fields.take_outcome(event);
+        let fields = Fields::of(event);
         let level = event.metadata().level();
         let now = Timestamp::now();
         let (on, off) = match (writer.has_ansi_escapes(), *level) {
@@ -173,9 +219,6 @@ where
         write!(writer, "{now:.3} {on}{level:>5}{off} {}", on_one_line(&fields.message))?;
         for (name, value) in &fields.values {
             write!(writer, " {name}={}", on_one_line(&value.to_string()))?;
-        }
-        if let Some(total_ms) = outcome.get("total_ms").and_then(Value::as_f64) {
-            write!(writer, " {total_ms:.1} ms")?;
         }
         writeln!(writer)
     }
@@ -202,17 +245,6 @@ impl Fields {
         let mut fields = Self::default();
         event.record(&mut fields);
         fields
-    }
-
-    /// The outcome's own object, where the event is one.
-    fn take_outcome(&mut self, event: &Event<'_>) -> Map<String, Value> {
-        if event.metadata().target() != OUTCOME {
-            return Map::new();
-        }
-        match self.values.remove("outcome") {
-            Some(Value::String(json)) => serde_json::from_str(&json).unwrap_or_default(),
-            _ => Map::new(),
-        }
     }
 }
 

@@ -3,6 +3,9 @@
 
 pub(crate) mod health;
 pub(crate) mod instance;
+mod line_writer;
 pub(crate) mod logs;
 pub(crate) mod metrics;
+pub(crate) mod outcomes;
 pub(crate) mod status;
+pub(crate) mod trace;

@@ -47,6 +47,16 @@ pub(crate) enum WarmMethod {
     Head,
 }
 
+impl WarmMethod {
+    /// As HTTP writes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+        }
+    }
+}
+
 pub(super) type HttpClient = Client<TlsConnector, Empty<Bytes>>;
 
 /// The connections of one host.

@@ -47,7 +47,8 @@ use guard::Guard;
 pub(crate) use look::Look;
 use names::Names;
 use tls::TlsConnector;
-use turns::Turns;
+pub(crate) use turns::HostState;
+use turns::{Turn, Turns};
 
 use crate::outcome::{Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
@@ -120,6 +121,16 @@ impl Warmer {
             first_byte_limit: seconds(args.first_byte_timeout),
             body_limits: BodyLimits { stall: seconds(args.stall_timeout), bytes: args.max_body_bytes },
         }
+    }
+
+    /// Where this is, once that is known.
+    pub(crate) fn region(&self) -> Option<&str> {
+        self.identity.known().map(|instance| instance.region.as_str())
+    }
+
+    /// How the hosts are that were asked of late.
+    pub(crate) fn hosts(&self) -> Vec<HostState> {
+        self.turns.states()
     }
 
     /// When something that starts now must be over, be it one URL or several.

@@ -63,6 +63,19 @@ struct State {
     late: usize,
 }
 
+/// How one host is at a moment, on one of its ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostState {
+    /// As the URL has it, without the port.
+    pub(crate) host: String,
+    /// GETs that may be under way.
+    pub(crate) limit: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) waiting: usize,
+    pub(crate) is_circuit_open: bool,
+    pub(crate) is_paused: bool,
+}
+
 /// One request's turn with its host. Dropping it makes room for the next.
 pub(super) struct Turn<C: Send + Sync + 'static> {
     host: Arc<Host<C>>,
@@ -99,6 +112,11 @@ impl<C: Send + Sync + 'static> Turns<C> {
         let host = self.hosts.get_with(key, || Arc::new(Host::new((self.new_client)())));
         host.turn(deadline).await
     }
+
+    /// How all of them are now, in no order.
+    pub(super) fn states(&self) -> Vec<HostState> {
+        self.hosts.iter().map(|(key, host)| host.shown(&key)).collect()
+    }
 }
 
 impl<C: Send + Sync + 'static> Host<C> {
@@ -119,6 +137,18 @@ impl<C: Send + Sync + 'static> Host<C> {
             permits: Arc::new(Semaphore::new(places)),
             waiting: AtomicUsize::new(0),
             state: Mutex::new(state),
+        }
+    }
+
+    fn shown(&self, key: &str) -> HostState {
+        let (state, now) = (self.state(), Instant::now());
+        HostState {
+            host: key.rsplit_once(':').map_or(key, |(host, _)| host).to_owned(),
+            limit: state.limit.places(),
+            in_flight: state.places.saturating_sub(self.permits.available_permits()) + state.late,
+            waiting: self.waiting.load(Ordering::Relaxed),
+            is_circuit_open: state.breaker.is_open(now),
+            is_paused: state.paused_until.is_some_and(|until| until > now),
         }
     }
 

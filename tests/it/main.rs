@@ -23,5 +23,6 @@ mod pipeline_push;
 mod produce;
 mod proxy;
 mod push;
+mod seen;
 mod serve_stop;
 mod support;

@@ -352,13 +352,11 @@ fn code_name(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use prometheus_client::encoding::text::encode;
 
     use super::*;
     use crate::kafka::consumer::{PartitionState, Snapshot};
-    use crate::telemetry::metrics::registry;
+    use crate::telemetry::metrics::{assert_format, registry};
 
     const UNKNOWN_LAG: PartitionState = PartitionState { committed: 500, high_watermark: None };
 
@@ -464,41 +462,9 @@ mod tests {
         }
     }
 
-    /// Every line is one of the format's, every sample belongs to the family above it, and no family comes twice.
     #[test]
     fn the_text_keeps_to_the_format() {
         let (registry, _, _) = busy();
-        let text = text(&registry);
-        let lines = text.strip_suffix("# EOF\n").expect("it ends with the end mark").lines();
-        let (mut families, mut kind) = (Vec::new(), "");
-        for line in lines {
-            if let Some(rest) = line.strip_prefix("# ") {
-                let [keyword, name, value] = rest.splitn(3, ' ').collect::<Vec<_>>()[..] else {
-                    panic!("{line}")
-                };
-                match keyword {
-                    "HELP" => families.push(name),
-                    "TYPE" => kind = value,
-                    "UNIT" => assert!(name.ends_with(&format!("_{value}")), "{line}"),
-                    _ => panic!("{line}"),
-                }
-                assert_eq!(families.last(), Some(&name), "{line}");
-                continue;
-            }
-            let (series, value) = line.rsplit_once(' ').unwrap();
-            value.parse::<f64>().unwrap();
-            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-            assert!(labels.ends_with('}'), "{line}");
-            let suffix = name.strip_prefix(families.last().unwrap()).unwrap();
-            let allowed: &[&str] = match kind {
-                "counter" => &["_total"],
-                "gauge" => &[""],
-                "histogram" => &["_sum", "_count", "_bucket"],
-                _ => panic!("{line}"),
-            };
-            assert!(allowed.contains(&suffix), "{line}");
-        }
-        let names: BTreeSet<_> = families.iter().collect();
-        assert_eq!(names.len(), families.len(), "a name is registered twice: {families:?}");
+        assert_format(&text(&registry));
     }
 }

@@ -13,6 +13,7 @@ mod token;
 mod tokens;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::builder::BoolishValueParser;
@@ -79,6 +80,19 @@ pub(super) struct Auth(Arc<Inner>);
 struct Inner {
     trust: Trust,
     refusals: Refusals,
+    /// Tokens that were believed, by what it took.
+    known: AtomicU64,
+    verified: AtomicU64,
+}
+
+/// Why a push is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Belief {
+    /// Everybody is.
+    Unchecked,
+    /// Its token was verified before.
+    Known,
+    Verified,
 }
 
 /// On what a push is believed.
@@ -109,7 +123,8 @@ impl Auth {
                 Trust::Signature(expected, KeyCache::new(url, stop)?)
             }
         };
-        Ok(Self(Arc::new(Inner { trust, refusals: Refusals::default() })))
+        let (known, verified) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self(Arc::new(Inner { trust, refusals: Refusals::default(), known, verified })))
     }
 
     /// Starts to fetch the keys, so that the first push need not wait for them.
@@ -131,17 +146,31 @@ impl Auth {
     /// Why it is not; counted and logged.
     pub(super) async fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let checked = self.0.trust.check(headers).await;
-        if let Err(refusal) = &checked {
-            self.0.refusals.add(refusal);
+        match &checked {
+            Ok(Belief::Unchecked) => {}
+            Ok(Belief::Known) => _ = self.0.known.fetch_add(1, Ordering::Relaxed),
+            Ok(Belief::Verified) => _ = self.0.verified.fetch_add(1, Ordering::Relaxed),
+            Err(refusal) => self.0.refusals.add(refusal),
         }
-        checked
+        checked.map(drop)
+    }
+
+    /// How many tokens were believed, by what it took.
+    pub(super) fn believed(&self) -> [(&'static str, u64); 2] {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        [("known", of(&self.0.known)), ("verified", of(&self.0.verified))]
+    }
+
+    /// How many pushes were not believed, by what was wrong.
+    pub(super) fn refused(&self) -> impl IntoIterator<Item = (&'static str, u64)> {
+        self.0.refusals.counts()
     }
 }
 
 impl Trust {
-    async fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    async fn check(&self, headers: &HeaderMap) -> Result<Belief, Refusal> {
         let (expected, keys) = match self {
-            Self::Everybody => return Ok(()),
+            Self::Everybody => return Ok(Belief::Unchecked),
             Self::Platform(expected, verified) => return check_platform(headers, expected, verified),
             Self::Signature(expected, keys) => (expected, keys),
         };
@@ -150,7 +179,7 @@ impl Trust {
         let text = token::bearer(headers)?;
         let now_s = now_s();
         if keys.current().is_some_and(|set| set.verified().has(text, now_s)) {
-            return Ok(());
+            return Ok(Belief::Known);
         }
 
         // 2. All that takes no key: a fetch is never started for what would be refused anyway.
@@ -170,16 +199,16 @@ impl Trust {
             None => return Err(Refusal::new(Reason::UnknownKey, format!("no key \"{}\"", shown(kid)))),
         }
         set.verified().add(text, token.claims.expiry_s().unwrap_or_default());
-        Ok(())
+        Ok(Belief::Verified)
     }
 }
 
 /// The same without keys, for tokens whose signature the platform has checked and removed.
-fn check_platform(headers: &HeaderMap, expected: &Expected, verified: &Verified) -> Result<(), Refusal> {
+fn check_platform(headers: &HeaderMap, expected: &Expected, verified: &Verified) -> Result<Belief, Refusal> {
     let text = token::bearer(headers)?;
     let now_s = now_s();
     if verified.has(text, now_s) {
-        return Ok(());
+        return Ok(Belief::Known);
     }
     let token = Token::parse(text)?;
     token.check_algorithm()?;
@@ -189,7 +218,7 @@ fn check_platform(headers: &HeaderMap, expected: &Expected, verified: &Verified)
         return Err(Refusal::new(Reason::Signature, detail));
     }
     verified.add(text, token.claims.expiry_s().unwrap_or_default());
-    Ok(())
+    Ok(Belief::Verified)
 }
 
 impl AuthArgs {

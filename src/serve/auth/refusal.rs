@@ -1,6 +1,6 @@
 //! Why a push was refused: a stable word for each reason, and a log that a flood of bad tokens cannot fill.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often one reason is told at most: each telling says how many there were.
@@ -36,7 +36,20 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    const ALL: usize = Self::NoKeys as usize + 1;
+    const ALL: [Self; 12] = [
+        Self::NoToken,
+        Self::Header,
+        Self::Malformed,
+        Self::Algorithm,
+        Self::Issuer,
+        Self::Audience,
+        Self::Account,
+        Self::Expired,
+        Self::Early,
+        Self::UnknownKey,
+        Self::Signature,
+        Self::NoKeys,
+    ];
 
     /// The reason's name for logs and metrics; never changes.
     pub(crate) fn as_str(self) -> &'static str {
@@ -82,7 +95,7 @@ pub(super) fn shown(text: &str) -> String {
 
 /// Counts refusals by reason, and tells of them.
 #[derive(Debug, Default)]
-pub(super) struct Refusals([Mutex<Tally>; Reason::ALL]);
+pub(super) struct Refusals([Mutex<Tally>; Reason::ALL.len()]);
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Tally {
@@ -91,12 +104,16 @@ struct Tally {
 }
 
 impl Refusals {
+    /// How many there were of each reason.
+    pub(super) fn counts(&self) -> [(&'static str, u64); Reason::ALL.len()] {
+        Reason::ALL.map(|reason| (reason.as_str(), self.tally(reason).refused))
+    }
+
     /// Counts one, and logs it unless one of the same reason was logged within the last second.
     pub(super) fn add(&self, refusal: &Refusal) {
         let now = Instant::now();
         let refused = {
-            // Nothing in here panics.
-            let mut tally = self.0[refusal.reason as usize].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tally = self.tally(refusal.reason);
             tally.refused += 1;
             if tally.told.is_some_and(|told| now.duration_since(told) < TOLD_EVERY) {
                 return;
@@ -106,6 +123,11 @@ impl Refusals {
         };
         let reason = refusal.reason.as_str();
         tracing::warn!(reason, refused, "push refused ({reason}): {}", refusal.detail);
+    }
+
+    fn tally(&self, reason: Reason) -> MutexGuard<'_, Tally> {
+        // Nothing panics while it is held.
+        self.0[reason as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,22 +144,10 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_word_of_its_own() {
-        let all = [
-            Reason::NoToken,
-            Reason::Header,
-            Reason::Malformed,
-            Reason::Algorithm,
-            Reason::Issuer,
-            Reason::Audience,
-            Reason::Account,
-            Reason::Expired,
-            Reason::Early,
-            Reason::UnknownKey,
-            Reason::Signature,
-            Reason::NoKeys,
-        ];
-        let words: std::collections::BTreeSet<&str> = all.iter().map(|reason| reason.as_str()).collect();
-        assert_eq!((all.len(), words.len()), (Reason::ALL, Reason::ALL));
+        let words: std::collections::BTreeSet<&str> =
+            Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(words.len(), Reason::NoKeys as usize + 1);
+        assert!((0..).zip(Reason::ALL).all(|(number, reason)| reason as usize == number));
     }
 
     #[test]
@@ -146,6 +156,7 @@ mod tests {
         for _ in 0..1_000 {
             refusals.add(&Refusal::new(Reason::Signature, ""));
         }
+        assert!(refusals.counts().contains(&("signature", 1_000)));
         let tally = *refusals.0[Reason::Signature as usize].lock().unwrap();
         assert_eq!(tally.refused, 1_000);
         assert!(tally.told.is_some());

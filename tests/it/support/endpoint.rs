@@ -77,6 +77,6 @@ pub(crate) fn documented() -> BTreeSet<String> {
 
 /// Those that a role shows: its own, and those of any role.
 pub(crate) fn documented_of(prefix: &str) -> BTreeSet<String> {
-    const ANY: [&str; 2] = ["cdnwarm_build_info", "cdnwarm_ready"];
+    const ANY: [&str; 3] = ["cdnwarm_build_info", "cdnwarm_log_lines_lost_total", "cdnwarm_ready"];
     documented().into_iter().filter(|name| name.starts_with(prefix) || ANY.contains(&name.as_str())).collect()
 }

@@ -1,0 +1,3 @@
+module push
+
+go 1.24
