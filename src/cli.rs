@@ -3,7 +3,7 @@
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::telemetry::logs::LogArgs;
-use crate::{bridge, check, consume_direct, demo, produce, serve};
+use crate::{bridge, check, consume_direct, demo, produce, serve, setup};
 
 /// Warms every CDN edge: from a Kafka record, through Pub/Sub, to a GET in each region, with the evidence.
 ///
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     ConsumeDirect(consume_direct::Args),
     /// GET URLs through an edge from here, and say how warm it is, what shows it, and what to change
     Check(check::Args),
+    /// Set up every region of a Google Cloud project from one file: show, do, look, undo
+    Setup(Box<setup::Args>),
     /// Run the whole road on this machine: Kafka, Pub/Sub, regions with their edges, and an origin
     Demo(demo::Args),
 }

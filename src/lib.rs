@@ -7,11 +7,12 @@
 //! free (`kafka::offsets`). Pub/Sub pushes the message to each region's `serve`, where `http::server` takes the request,
 //! `serve::auth` checks its token, `serve::envelope` reads the push, [`request::WarmRequest`] reads the URL and its options, `warm` GETs it through
 //! the edge next door and judges the answer (`warm::cdn`), and `serve::handler` logs the [`outcome::Outcome`] and
-//! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`, `check` from the shell. `demo` runs all of it on one machine.
+//! answers. `consume-direct` goes from `kafka::consumer` straight to `warm`, `check` from the shell. `demo` runs all of it on one machine, `setup` makes
+//! it stand in a project of Google Cloud.
 //!
 //! # Imports point one way
 //!
-//! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
+//! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `setup`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
 //! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `usage`). Roles do not import roles, except `demo`,
 //! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
 //!
@@ -37,6 +38,7 @@ mod produce;
 mod pubsub;
 pub mod request;
 mod serve;
+mod setup;
 mod shown_url;
 mod shutdown;
 mod telemetry;
@@ -64,7 +66,7 @@ pub fn start(cli: Cli) -> ExitCode {
     let role = match cli.command {
         Command::Bridge(_) | Command::ConsumeDirect(_) => Role::Service,
         Command::Serve(_) => Role::Server,
-        Command::Produce(_) | Command::Check(_) | Command::Demo(_) => Role::Tool,
+        Command::Produce(_) | Command::Check(_) | Command::Setup(_) | Command::Demo(_) => Role::Tool,
     };
     if let Err(error) = logs::init(&cli.logs, role) {
         eprintln!("cdnwarm: {error:#}");
@@ -120,6 +122,7 @@ async fn run(command: Command, stop: CancellationToken) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args, stop).await,
         Command::ConsumeDirect(args) => consume_direct::run(args, stop).await,
         Command::Check(args) => check::run(args, stop).await,
+        Command::Setup(args) => setup::run(*args, stop).await,
         Command::Demo(args) => demo::run(args, stop).await,
     }
 }

@@ -1,5 +1,6 @@
 //! What librdkafka says on its own account: the last error, for messages that must explain a silence, and its log lines.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -81,10 +82,29 @@ impl ClientEvents {
     }
 }
 
+/// The cluster answers, and has no such topic.
+#[derive(Debug)]
+pub(crate) struct NoSuchTopic {
+    topic: String,
+    source: String,
+}
+
+impl fmt::Display for NoSuchTopic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topic, source } = self;
+        write!(
+            f,
+            "Kafka topic {topic} does not exist on the cluster of {source}: check its name, or create it"
+        )
+    }
+}
+
+impl std::error::Error for NoSuchTopic {}
+
 /// Waits until a broker answers and knows the topic; blocks its thread.
 ///
 /// # Errors
-/// No broker within `limit`, credentials or certificate refused, no such topic, no access to it, or `stop`: each says
+/// No broker within `limit`, credentials or certificate refused, [`NoSuchTopic`], no access to it, or `stop`: each says
 /// what to look at. `source` is the kafka-env file; `hear_events` polls the client for a while, which then
 /// tells `events` why it cannot connect.
 pub(crate) fn wait_for_topic<C: ClientContext>(
@@ -113,9 +133,7 @@ pub(crate) fn wait_for_topic<C: ClientContext>(
                         if unknown_since.get_or_insert_with(Instant::now).elapsed()
                             > Duration::from_secs(2) =>
                     {
-                        bail!(
-                            "Kafka topic {topic} does not exist on the cluster of {source}: check its name, or create it"
-                        )
+                        return Err(NoSuchTopic { topic: topic.to_owned(), source: source.to_owned() }.into());
                     }
                     _ => {}
                 },

@@ -4,15 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each top-level module may import of ours; `*` is anything.
-const MAY_IMPORT: [(&str, &[&str]); 20] = [
+const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("main", &["cdnwarm"]),
     ("lib", &["*"]),
-    ("cli", &["bridge", "check", "consume_direct", "demo", "produce", "serve", "telemetry"]),
+    ("cli", &["bridge", "check", "consume_direct", "demo", "produce", "serve", "setup", "telemetry"]),
     ("bridge", &["http", "kafka", "pubsub", "telemetry", "usage"]),
     ("serve", &["http", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("check", &["outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("produce", &["kafka", "request", "usage"]),
     ("consume_direct", &["http", "kafka", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
+    ("setup", &["kafka", "pubsub", "usage"]),
     ("demo", &["*"]),
     ("kafka", &["telemetry"]),
     ("pubsub", &[]),

@@ -1,0 +1,196 @@
+//! From the file to the list of what there must be, in the order in which a plan shows it.
+//!
+//! `road` has Pub/Sub and the regions' services, `build` the image's repository and trigger, `bridge` what moves
+//! records, `monitoring` dashboards and alerts. Nothing here asks or changes anything.
+
+mod bridge;
+mod build;
+mod monitoring;
+mod road;
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::api::Api;
+use super::config::{BridgeKind, Config, RegionService};
+use super::kinds;
+use super::resource::{How, Part, Resource, Spec, Target};
+use super::secret::Payload;
+
+/// The file with what it takes to name things in the project.
+pub(super) struct Project<'a> {
+    pub(super) config: &'a Config,
+    pub(super) number: u64,
+    /// The kafka-env file, where one is named and a bridge needs it.
+    pub(super) payload: Option<Arc<Payload>>,
+}
+
+/// All that must be there.
+pub(super) fn resources(project: &Project<'_>) -> Vec<Resource> {
+    let mut all = vec![project.apis()];
+    all.extend(road::shared(project));
+    all.extend(build::resources(project));
+    all.extend(bridge::resources(project));
+    for service in project.config.services() {
+        all.extend(road::region(project, &service));
+    }
+    all.extend(project.project_policy());
+    if project.config.monitoring.enabled {
+        all.extend(monitoring::resources(project));
+    }
+    // Without its API nothing is made.
+    let apis = all[0].key();
+    for resource in all.iter_mut().skip(1) {
+        resource.after.push(apis.clone());
+    }
+    all
+}
+
+/// The secret of Kafka's credentials.
+pub(super) fn secret(project: &Project<'_>) -> Resource {
+    bridge::managed_secret(project)
+}
+
+impl Project<'_> {
+    fn id(&self) -> &str {
+        &self.config.project
+    }
+
+    /// `projects/ID/REST`.
+    fn path(&self, rest: &str) -> String {
+        format!("projects/{}/{rest}", self.id())
+    }
+
+    fn email(&self, account: &str) -> String {
+        format!("{account}@{}.iam.gserviceaccount.com", self.id())
+    }
+
+    fn member(&self, account: &str) -> String {
+        format!("serviceAccount:{}", self.email(account))
+    }
+
+    /// Pub/Sub's own account in this project, which makes tokens and moves dead letters.
+    fn pubsub_agent(&self) -> String {
+        format!("serviceAccount:service-{}@gcp-sa-pubsub.iam.gserviceaccount.com", self.number)
+    }
+
+    /// The URL of a service that is known before there is one.
+    pub(super) fn url(&self, service: &RegionService) -> String {
+        format!("https://{}-{}.{}.run.app", service.name, self.number, service.region)
+    }
+
+    /// The full name of the topic.
+    pub(super) fn topic(&self) -> String {
+        self.path(&format!("topics/{}", self.config.topic.name))
+    }
+
+    /// The name of a region's subscription.
+    pub(super) fn subscription(&self, service: &RegionService) -> String {
+        format!("{}{}", self.config.push.subscription_prefix, service.region)
+    }
+
+    fn apis(&self) -> Resource {
+        let config = self.config;
+        let mut apis =
+            vec![Api::Iam, Api::Logging, Api::Monitoring, Api::Pubsub, Api::ResourceManager, Api::Run];
+        if config.registry.uses.is_none() {
+            apis.push(Api::ArtifactRegistry);
+        }
+        if config.trigger.is_some() {
+            apis.push(Api::CloudBuild);
+        }
+        if config.bridge.kind != BridgeKind::None {
+            apis.push(Api::SecretManager);
+        }
+        let mut hosts: Map<String, Value> =
+            apis.into_iter().map(|api| (api.host(), json!("ENABLED"))).collect();
+        if config.bridge.kind == BridgeKind::Dataflow {
+            for host in [Api::Dataflow.host(), "compute.googleapis.com".to_owned()] {
+                hosts.insert(host, json!("ENABLED"));
+            }
+        }
+        Resource {
+            part: Part::Apis,
+            region: None,
+            how: How::Apis,
+            label: format!("of {}", self.id()),
+            name: format!("projects/{}", self.number),
+            fields: Value::Object(hosts),
+            after: Vec::new(),
+        }
+    }
+
+    /// What accounts may do in the whole project: only what cannot be given on one thing alone.
+    fn project_policy(&self) -> Option<Resource> {
+        let mut grants = Vec::new();
+        if self.config.trigger.is_some() {
+            grants.push(("roles/logging.logWriter", build::ACCOUNT));
+        }
+        if self.config.bridge.kind == BridgeKind::Dataflow {
+            grants.push(("roles/dataflow.worker", bridge::ACCOUNT));
+        }
+        let members: Vec<_> =
+            grants.iter().map(|(role, account)| (*role, self.member(account), true)).collect();
+        let after = grants.iter().map(|(_, account)| account_key(account)).collect();
+        let name = format!("projects/{}", self.id());
+        (!members.is_empty())
+            .then(|| policy(kinds::PROJECT_POLICY, &format!("project {}", self.id()), &name, &members, after))
+    }
+
+    fn account(&self, id: &str, display: &str, description: &str) -> Resource {
+        let name = self.path(&format!("serviceAccounts/{}", self.email(id)));
+        let fields = json!({ "displayName": display, "description": description });
+        object(&kinds::SERVICE_ACCOUNT, Part::Accounts, id, &name, fields, Vec::new())
+    }
+}
+
+/// The key of a service account's resource.
+fn account_key(id: &str) -> String {
+    format!("{} {id}", kinds::SERVICE_ACCOUNT.noun)
+}
+
+fn object(
+    spec: &'static Spec,
+    part: Part,
+    label: &str,
+    name: &str,
+    fields: Value,
+    after: Vec<String>,
+) -> Resource {
+    let (label, name) = (label.to_owned(), name.to_owned());
+    Resource { part, region: None, how: How::Object(spec), label, name, fields, after }
+}
+
+/// Members that must be in a policy, or must not.
+fn policy(
+    target: Target,
+    label: &str,
+    name: &str,
+    members: &[(&str, String, bool)],
+    after: Vec<String>,
+) -> Resource {
+    let mut roles = Map::new();
+    for (role, member, wanted) in members {
+        let of_role = roles.entry((*role).to_owned()).or_insert_with(|| json!({}));
+        of_role[member] = if *wanted { json!(true) } else { Value::Null };
+    }
+    let (label, name) = (label.to_owned(), name.to_owned());
+    let fields = Value::Object(roles);
+    Resource { part: Part::Access, region: None, how: How::Policy(target), label, name, fields, after }
+}
+
+/// A duration as Google writes it.
+fn seconds(seconds: u32) -> String {
+    format!("{seconds}s")
+}
+
+fn days(days: u32) -> String {
+    seconds(days * 24 * 60 * 60)
+}
+
+/// A name as a label's value may be: lower-case letters, digits, - and _, at most 63.
+pub(super) fn label_value(name: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+    name.chars().map(|c| allowed(c.to_ascii_lowercase())).take(63).collect()
+}
