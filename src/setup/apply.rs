@@ -14,12 +14,14 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::api::ApiError;
 use super::live::Live;
 use super::plan::{Action, Step, all_of, step};
 use super::progress::Progress;
 use super::resource::Resource;
+use crate::usage::UsageError;
 
 /// Steps under way at once. Cloud Run takes some tens of writes a minute and region; each region has its own.
 const AT_ONCE: usize = 12;
@@ -124,7 +126,8 @@ async fn one(live: &Live, planned: &Step, adopt: bool) -> anyhow::Result<()> {
             }
             Ok(()) => return Ok(()),
             Err(error) if passes(&error) => {
-                let delay = delays.next().unwrap_or_default();
+                let asked_for = error.downcast_ref::<ApiError>().and_then(ApiError::retry_after);
+                let delay = delays.next().unwrap_or_default().max(asked_for.unwrap_or_default());
                 if Instant::now() + delay > deadline || live.stop.is_cancelled() {
                     return Err(error);
                 }
@@ -209,17 +212,29 @@ fn delays() -> impl Iterator<Item = Duration> {
 /// Asks a person, who must be there.
 ///
 /// # Errors
-/// Nobody to ask, or another answer.
-pub(super) fn ask(question: &str, wanted: &[&str], instead: &str) -> anyhow::Result<()> {
-    use std::io::{BufRead, IsTerminal, Write};
+/// Nobody to ask, another answer, or `stop`.
+pub(super) async fn ask(
+    question: &str,
+    wanted: &[&str],
+    instead: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    use std::io::{IsTerminal, Write};
     if !std::io::stdin().is_terminal() {
         let why = anyhow::anyhow!("nobody is here to ask ({question}): {instead}");
-        return Err(crate::usage::UsageError::new(why).into());
+        return Err(UsageError::new(why).into());
     }
     eprint!("{question} ");
     std::io::stderr().flush().context("asking")?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("reading the answer")?;
+    // A thread of its own: Ctrl-C must work while nobody answers.
+    let line = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = tokio::select! {
+        line = line => line.context("asking")?.context("reading the answer")?,
+        () = stop.cancelled() => bail!("stopped; nothing was changed"),
+    };
     if !wanted.contains(&answer.trim()) {
         bail!("nothing was changed");
     }

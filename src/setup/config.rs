@@ -380,10 +380,10 @@ mod tests {
         let all: String = EXAMPLE
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.starts_with('[') || rest.contains(" = ") => rest,
+                Some(rest) if rest.starts_with('[') || is_setting(rest) => rest,
                 _ => line,
             })
-            .filter(|line| !line.starts_with('#') && !line.contains("\"worker-pool\" ("))
+            .filter(|line| !line.starts_with('#'))
             .flat_map(|line| [line, "\n"])
             .collect();
         let all = all.replace("kind = \"worker-pool\"", "kind = \"dataflow\"");
@@ -391,6 +391,12 @@ mod tests {
         assert!(
             config.bridge.dataflow.is_some() && config.trigger.is_some() && config.registry.uses.is_some()
         );
+    }
+
+    /// `name = value`, and no sentence.
+    fn is_setting(line: &str) -> bool {
+        let name = line.split_once(" = ").map_or("", |(name, _)| name);
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '-')
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
                 bail!("{} of these are not cdnwarm's; nothing was changed", plan.count(Action::Foreign));
             }
             if plan.changes() && !yes {
-                apply::ask("Do this? (yes/no)", &["y", "yes"], "give --yes")?;
+                apply::ask("Do this? (yes/no)", &["y", "yes"], "give --yes", &live.stop).await?;
             }
             carry_out(&live, &plan, adopt).await
         }
@@ -205,7 +205,7 @@ async fn destroy(
         }
         None => {
             let question = format!("This cannot be undone. The project's id, to go on ({id}):");
-            apply::ask(&question, &[id], &format!("give --project {id}"))?;
+            apply::ask(&question, &[id], &format!("give --project {id}"), &live.stop).await?;
         }
     }
     carry_out(live, &plan, false).await

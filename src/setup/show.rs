@@ -48,7 +48,11 @@ fn write_step(text: &mut String, step: &Step) {
     };
     let _ = writeln!(text, "{sign} {:<8} {}", step.action.word(), step.resource.key());
     for difference in &step.differences {
-        let _ = writeln!(text, "      {}", line(difference, step.action));
+        let line = match step.resource.how {
+            How::Policy(_) => member_line(difference),
+            _ => line(difference, step.action),
+        };
+        let _ = writeln!(text, "      {line}");
     }
     if step.action == Action::Replace {
         let loss = match &step.resource.how {
@@ -56,6 +60,17 @@ fn write_step(text: &mut String, step: &Step) {
             _ => "the running one is drained first, so that nothing is lost",
         };
         let _ = writeln!(text, "      deleted and made anew: {loss}");
+    }
+}
+
+/// A member's field is its role, then its name.
+fn member_line(difference: &Difference) -> String {
+    let part = |index: usize| difference.path.get(index).map_or("all", String::as_str);
+    let (role, member) = (part(0), part(1));
+    if difference.new.is_some() {
+        format!("give {role} to {member}")
+    } else {
+        format!("take {role} from {member}")
     }
 }
 

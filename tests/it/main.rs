@@ -25,4 +25,7 @@ mod proxy;
 mod push;
 mod seen;
 mod serve_stop;
+mod setup;
+mod setup_contract;
+mod setup_faults;
 mod support;

@@ -128,6 +128,11 @@ impl ApiError {
         self.code == "INVALID_ARGUMENT" && self.message.contains("does not exist")
     }
 
+    /// How long the API asks to wait, where it does.
+    pub(in crate::setup) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// The role to ask for.
     pub(in crate::setup) fn role(&self) -> &'static str {
         let permission = self.permission.as_deref().unwrap_or_default();

@@ -194,3 +194,69 @@ pub(super) fn label_value(name: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
     name.chars().map(|c| allowed(c.to_ascii_lowercase())).take(63).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: &str = "project = \"my-project\"\n[regions.us-east1]\n[regions.us-west1]\nallow-unauthenticated = true\n\
+                       [trigger]\nrepository = \"projects/my-project/locations/us-east1/connections/c/repositories/r\"\n";
+
+    fn all(text: &str) -> Vec<Resource> {
+        let config = Config::parse(text).unwrap();
+        resources(&Project { config: &config, number: 123, payload: None })
+    }
+
+    fn of_kind<'a>(all: &'a [Resource], noun: &str) -> Vec<&'a Resource> {
+        all.iter().filter(|resource| resource.noun() == noun).collect()
+    }
+
+    #[test]
+    fn each_resource_has_a_name_of_its_own_and_waits_for_what_comes_before_it() {
+        let all = all(ALL);
+        let mut seen: Vec<String> = Vec::new();
+        for resource in &all {
+            assert!(!seen.contains(&resource.key()), "{} twice", resource.key());
+            seen.push(resource.key());
+        }
+        for resource in &all {
+            for needed in &resource.after {
+                assert!(seen.contains(needed), "{} waits for {needed}, which there is not", resource.key());
+            }
+        }
+    }
+
+    #[test]
+    fn trusting_the_platform_and_being_open_to_all_are_never_combined() {
+        for service in of_kind(&all(ALL), "service") {
+            let args = service.fields["template"]["containers"][0]["args"].to_string();
+            let private = service.fields["ingress"] == "INGRESS_TRAFFIC_INTERNAL_ONLY";
+            assert_eq!(args.contains("--trust-platform-auth"), private, "{}", service.label);
+            assert!(args.contains("--push-audience") && args.contains("--push-service-account"));
+            assert_eq!(private, service.label == "us-east1/cdn-prewarm-us-east1");
+        }
+        for access in
+            of_kind(&all(ALL), "access to").iter().filter(|access| access.label.starts_with("service us-"))
+        {
+            let open = access.fields["roles/run.invoker"]["allUsers"] == true;
+            assert_eq!(open, access.label.contains("us-west1"), "{}", access.label);
+        }
+    }
+
+    #[test]
+    fn no_subscription_expires_and_each_pushes_to_its_own_region() {
+        let all = all(ALL);
+        for subscription in of_kind(&all, "subscription") {
+            assert_eq!(
+                subscription.fields["expirationPolicy"],
+                json!({ "ttl": null }),
+                "{}",
+                subscription.label
+            );
+        }
+        let east = of_kind(&all, "subscription").into_iter().find(|s| s.label == "us-east1").unwrap();
+        let url = "https://cdn-prewarm-us-east1-123.us-east1.run.app";
+        assert_eq!(east.fields["pushConfig"]["pushEndpoint"], url);
+        assert_eq!(east.fields["pushConfig"]["oidcToken"]["audience"], url);
+    }
+}

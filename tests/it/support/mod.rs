@@ -1,5 +1,6 @@
 //! What the tests stand on: the built binary as a process, and the far ends of its wires.
 
+pub(crate) mod contract;
 pub(crate) mod endpoint;
 pub(crate) mod origin;
 pub(crate) mod process;
@@ -7,6 +8,7 @@ pub(crate) mod proxy;
 pub(crate) mod publisher;
 pub(crate) mod raw_origin;
 pub(crate) mod records;
+pub(crate) mod setup;
 pub(crate) mod stand;
 pub(crate) mod tokens;
 
