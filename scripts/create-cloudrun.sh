@@ -30,20 +30,22 @@ echo "Deploying $image as $service in $region of $project."
 # internal, which lets the Pub/Sub of the same project in, and nobody from the internet.
 #
 # One instance waits with its CPU on: the first push after a quiet hour is warmed at once, and between pushes the key set,
-# the log and kept connections are looked after. The limit of one request (600 s, as long as an acknowledgement may take) is
-# far above --timeout, so that it is `serve` that answers; --max-in-flight is at least the concurrency, so that Cloud Run
-# adds instances before `serve` answers 429.
+# the log and kept connections are looked after. --timeout is below the limit of one request (600 s, as long as an
+# acknowledgement may take), so that it is `serve` that answers; --max-in-flight (1000) is above the concurrency, so that
+# Cloud Run adds instances before `serve` answers 429.
 gcloud run deploy "$service" \
     --project="$project" \
     --region="$region" \
     --image="$image" \
     --service-account="cdnwarm-serve@$project.iam.gserviceaccount.com" \
-    --args="serve,--trust-platform-auth,--push-audience,$url,--push-service-account,$invoker,--region,$region,--malformed,ack" \
+    --args="serve,--trust-platform-auth,--push-audience,$url,--push-service-account,$invoker,--region,$region,--malformed,ack,--timeout,570" \
     --no-allow-unauthenticated \
     --ingress=internal \
     --add-custom-audiences="$url" \
     --use-http2 \
     --port=8080 \
+    --cpu=1 \
+    --memory=512Mi \
     --concurrency=250 \
     --min-instances=1 \
     --no-cpu-throttling \

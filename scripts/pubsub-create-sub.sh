@@ -19,7 +19,7 @@ echo "Subscribing $endpoint to $topic in $project as $subscription."
 
 # A topic may be idle for months: without --expiration-period=never its subscriptions would be deleted after 31 days.
 # The ack deadline is also how long Pub/Sub waits for the answer to a push; 600 seconds is the longest it takes.
-# `serve` ends a message at its 5th delivery; the dead-letter topic takes those that it never could.
+# `serve` ends a message at its 5th delivery; the dead-letter topic takes those of which it never heard.
 settings=(
     --push-endpoint="$endpoint"
     --push-auth-service-account="cloudrun-pubsub-invoker@$project.iam.gserviceaccount.com"
@@ -30,7 +30,7 @@ settings=(
     --min-retry-delay=10s
     --max-retry-delay=600s
     --dead-letter-topic="$topic-dead-letter"
-    --max-delivery-attempts=10
+    --max-delivery-attempts=5
 )
 
 if gcloud pubsub subscriptions describe "$subscription" --project="$project" >/dev/null 2>&1; then
