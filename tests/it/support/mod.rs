@@ -1,6 +1,7 @@
 //! What the tests stand on: the built binary as a process, and the far ends of its wires.
 
 pub(crate) mod endpoint;
+pub(crate) mod monitoring;
 pub(crate) mod origin;
 pub(crate) mod process;
 pub(crate) mod proxy;
