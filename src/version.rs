@@ -61,7 +61,7 @@ impl Expected {
     /// What differs, if anything does; what is expected and not known differs as well.
     pub fn mismatch(&self, seen: &Seen<'_>) -> Option<String> {
         if let Some(etag) = &self.etag
-            && !seen.etag.is_some_and(|seen| opaque(seen) == etag)
+            && seen.etag.is_none_or(|seen| opaque(seen) != etag)
         {
             let seen = seen.etag.map_or("no etag".to_owned(), |seen| format!("etag {seen}"));
             return Some(format!("{seen} instead of \"{etag}\""));

@@ -65,7 +65,8 @@ class Cdnwarm(Contestant):
         edge = stage.tls_port if tls else stage.port
         command = [self.binary, "serve", "--listen", "127.0.0.1", "--port", self.port, "--push-audience", AUDIENCE,
                    "--push-service-account", ACCOUNT, "--push-jwks-url", stage.certs_url, "--region", "bench",
-                   "--connect-to", f"{HOST}=127.0.0.1:{edge}", "--metrics-addr", f"127.0.0.1:{free_port()}", *self.options]
+                   "--connect-to", f"{HOST}=127.0.0.1:{edge}", "--cache-status-header", "x-cache-status",
+                   "--metrics-addr", f"127.0.0.1:{free_port()}", *self.options]
         environment = {"SSL_CERT_FILE": str(stage.work / "ca.pem"), "GCE_METADATA_HOST": "127.0.0.1:1"}
         return Process(self.name, command, folder / "output.log", environment)
 

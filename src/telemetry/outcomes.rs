@@ -187,6 +187,7 @@ mod tests {
                     ..CacheEvidence::default()
                 }),
                 bytes: 1_234,
+                bytes_saved: 0,
                 ttfb_ms: Some(1.5),
                 total_ms: 2.5,
             },

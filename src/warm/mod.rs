@@ -48,7 +48,7 @@ pub(crate) use look::Look;
 use names::Names;
 use tls::TlsConnector;
 pub(crate) use turns::HostState;
-use turns::{Turn, Turns};
+use turns::Turns;
 
 use crate::outcome::{Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;

@@ -53,6 +53,8 @@ struct Metrics {
     /// Of those, by far the most: looked up once.
     acknowledged: Counter,
     in_flight_pushes: Gauge,
+    /// Of bodies that `--skip-warm` left unread.
+    bytes_saved: Counter,
     first_byte_seconds: Histogram,
     get_seconds: Histogram,
     time_to_warm_seconds: Histogram,
@@ -85,6 +87,7 @@ impl ServeMetrics {
             acknowledged,
             pushes,
             in_flight_pushes: Gauge::default(),
+            bytes_saved: Counter::default(),
             first_byte_seconds: Histogram::new(FIRST_BYTE_SECONDS),
             get_seconds: Histogram::new(GET_SECONDS),
             time_to_warm_seconds: Histogram::new(TIME_TO_WARM_SECONDS),
@@ -110,6 +113,9 @@ impl ServeMetrics {
         match host {
             Some(host) => self.0.hosts.add(host, exchange.http_status.is_some(), verdict, exchange.bytes),
             None => self.0.hosts.add_other(verdict, exchange.bytes),
+        }
+        if exchange.bytes_saved > 0 {
+            self.0.bytes_saved.inc_by(exchange.bytes_saved);
         }
         if outcome.attempts > 0 {
             if let Some(ttfb_ms) = exchange.ttfb_ms {
@@ -161,6 +167,12 @@ impl Metrics {
             self.pushes.clone(),
         );
         registry.register("in_flight_pushes", "Pushes without an answer", self.in_flight_pushes.clone());
+        registry.register_with_unit(
+            "saved_body",
+            "Response bodies left unread since the edge had them (--skip-warm)",
+            Unit::Bytes,
+            self.bytes_saved.clone(),
+        );
         registry.register_with_unit(
             "first_byte",
             "Time from a GET to the head of its response, of each URL's first GET",
@@ -226,6 +238,7 @@ mod tests {
             exchange: Exchange {
                 http_status: ttfb_ms.map(|_| 200),
                 bytes: 10,
+                bytes_saved: 5,
                 ttfb_ms,
                 ..Exchange::default()
             },
@@ -256,6 +269,7 @@ mod tests {
             "pushes_total{answer=\"503\"} 0".to_owned(),
             "pushes_total{answer=\"gone\"} 1".to_owned(),
             "in_flight_pushes 1".to_owned(),
+            "saved_body_bytes_total 20".to_owned(),
             "in_flight_urls 3".to_owned(),
             "in_flight_urls_limit 10".to_owned(),
             "verdicts_total{region=\"europe-west1\",verdict=\"refused\"} 2".to_owned(),

@@ -1,12 +1,13 @@
 //! From a response's head to how warm the edge is: what the caches on the way say, judged by RFC 9111 and RFC 9211.
 //!
-//! What a cache may say, and in which header, is data: `table`, of `row`s. `read` finds out who spoke, `cache_status` reads RFC 9211,
+//! What a cache may say, and in which header, is data: `table`, of `row`s. `read` finds out who spoke (by `marks`), `cache_status` reads RFC 9211,
 //! `freshness` knows RFC 9111, and the verdict is made in one place, [`judge`]. `Age` alone is never evidence: any cache
 //! on the way may have set it.
 
 mod cache_status;
 mod freshness;
 mod headers;
+mod marks;
 mod read;
 mod row;
 mod table;

@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderName};
 use super::Speakers;
 use super::cache_status;
 use super::headers::{bounded, joined, members, shown};
-use super::row::{Form, Mark, Pop, Row, Tier};
+use super::marks;
+use super::row::{Form, Pop, Row, Tier};
 use super::table::{OWN, ROWS};
 
 /// What a cache says that it did; the later, the less it is worth.
@@ -72,14 +73,13 @@ pub(super) fn spoken(speakers: &Speakers, headers: &HeaderMap) -> (Option<Spoken
     if let Some(own) = speakers.status.iter().find(|name| headers.contains_key(*name)) {
         return (Some(own_word(speakers, own, headers)), None);
     }
-    let known =
-        |tier| ROWS.iter().filter(move |row| row.tier == tier && is_marked(row, headers)).collect::<Vec<_>>();
-    let mut rows = known(Tier::Cdn);
+    let marked: Vec<&'static Row> = marks::rows(headers).collect();
+    let of = |tier| marked.iter().copied().filter(|row| row.tier == tier).collect::<Vec<_>>();
+    let mut rows = of(Tier::Cdn);
     if rows.is_empty() {
-        rows = known(Tier::Cache);
+        rows = of(Tier::Cache);
     }
-    let named = ROWS.iter().filter(|row| speakers.names(row.name) && is_marked(row, headers));
-    let named: Vec<&Row> = named.collect();
+    let named: Vec<&'static Row> = marked.iter().copied().filter(|row| speakers.names(row.name)).collect();
     if !named.is_empty() {
         rows = named;
     }
@@ -119,22 +119,6 @@ fn read(row: &'static Row, speakers: &Speakers, headers: &HeaderMap) -> Option<S
     let value = said.as_ref().map_or_else(|| bounded(&joined(headers, header)), |said| said.value.clone());
     let pop = own_pop(speakers, headers).or_else(|| pop(row.pop?, headers));
     Some(Spoken { row, header: header.into(), said, value, pop })
-}
-
-fn is_marked(row: &Row, headers: &HeaderMap) -> bool {
-    let holds = |mark: &Mark| match mark {
-        Mark::Has(name) => headers.contains_key(*name),
-        Mark::Starts(name, text) => headers.get(*name).is_some_and(|value| {
-            value
-                .as_bytes()
-                .get(..text.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
-        }),
-        Mark::Contains(name, text) => headers.get_all(*name).iter().any(|value| {
-            value.as_bytes().windows(text.len()).any(|part| part.eq_ignore_ascii_case(text.as_bytes()))
-        }),
-    };
-    row.marks.iter().any(|marks| marks.iter().all(holds))
 }
 
 /// The words of a header that is one text, or a list.

@@ -85,8 +85,14 @@ pub(super) enum Pop {
 impl Row {
     /// Whether one of its marks is in the header of this name.
     pub(super) fn marks_name(&self, name: &str) -> bool {
-        self.marks.iter().copied().flatten().any(|mark| match mark {
-            Mark::Has(header) | Mark::Starts(header, _) | Mark::Contains(header, _) => *header == name,
-        })
+        self.marks.iter().copied().flatten().any(|mark| mark.header() == name)
+    }
+}
+
+impl Mark {
+    /// The header that it is in.
+    pub(super) fn header(&self) -> &'static str {
+        let (Self::Has(name) | Self::Starts(name, _) | Self::Contains(name, _)) = self;
+        name
     }
 }
