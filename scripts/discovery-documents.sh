@@ -4,7 +4,7 @@
 #   discovery-documents.sh FOLDER
 #
 # They are Google's and not kept here: they come with google-api-python-client, pinned by version and checksum in
-# .ci/discovery.txt. Then: CDNWARM_DISCOVERY=FOLDER cargo test --test it setup_ -- --ignored
+# .ci/discovery-requirements.txt. Then: CDNWARM_DISCOVERY=FOLDER cargo test --test it setup_ -- --ignored
 set -euo pipefail
 
 folder=${1:-}
@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" download --quiet --no-deps --only-binary :all: --require-hashes \
-    --dest "$work" --requirement "$root/.ci/discovery.txt"
+    --dest "$work" --requirement "$root/.ci/discovery-requirements.txt"
 mkdir -p "$folder"
 python3 - "$work"/*.whl "$folder" <<'PYTHON'
 import sys, zipfile

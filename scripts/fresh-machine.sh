@@ -54,38 +54,6 @@ timed() {
     summary+=("$(printf '%5d s  %s' $((SECONDS - started)) "$1")")
 }
 
-install_debian() {
-    local mirror=
-    # The mirror that this machine's own packages come from, if it is a Debian.
-    if command -v apt-get >/dev/null; then
-        # shellcheck disable=SC2016  # apt fills this in
-        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Codename: bookworm' | sed -n 1p)
-    fi
-    debootstrap --variant=minbase bookworm "$root" ${mirror:+"$mirror"} >/dev/null || {
-        tail "$root/debootstrap/debootstrap.log" >&2
-        return 1
-    }
-    mount -t proc proc "$root/proc"
-}
-
-copy_network_settings() {
-    cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
-    if command -v apt-config >/dev/null; then
-        apt-config dump | grep -E '^Acquire::(http|https|Check|Retries)' >"$root/etc/apt/apt.conf.d/99machine" || true
-    fi
-    if compgen -G '/usr/local/share/ca-certificates/*.crt' >/dev/null; then
-        mkdir -p "$root/usr/local/share/ca-certificates"
-        cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/"
-    fi
-    local settings
-    for settings in "${CARGO_HOME:-$HOME/.cargo}"/config{,.toml}; do
-        if [[ -f $settings ]]; then
-            mkdir -p "$root/root/.cargo"
-            cp "$settings" "$root/root/.cargo/"
-        fi
-    done
-}
-
 copy_project() {
     mkdir -p "$root/opt/rust" "$root/root/cdnwarm"
     tar -C "$(rustc --print sysroot)" --exclude=./share/doc -c . | tar -C "$root/opt/rust" -x
@@ -94,8 +62,8 @@ copy_project() {
 
 summary=()
 echo "Setting up Debian 12 in $root."
-install_debian
-copy_network_settings
+"$here/debian-root.sh" "$root"
+mount -t proc proc "$root/proc"
 copy_project
 inside 'apt-get update -q'
 

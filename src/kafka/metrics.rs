@@ -13,13 +13,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::consumer::{PartitionState, STALL_LIMIT, Snapshot, Watch};
 use crate::telemetry::health::{Condition, Health};
 
 /// How often metrics and health follow the consumer.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the log tells the lag, for those who measure by the log: `monitoring/log-metrics/bridge-lag.json` does.
+const LAG_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The numbers of one consumer. Clones share them.
 #[derive(Debug, Clone)]
@@ -90,10 +92,18 @@ impl ConsumerMetrics {
         let mut ticks = tokio::time::interval(WATCH_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = Snapshot::default();
+        let mut logged: Option<Instant> = None;
         loop {
             ticks.tick().await;
             let now = watch.snapshot();
             self.show(&before, &now);
+            if logged.is_none_or(|at| at.elapsed() >= LAG_LOG_INTERVAL)
+                && let Some(lag_records) = self.lag_records()
+            {
+                let topic = &self.partitions.topic;
+                tracing::info!(lag_records, topic, "{lag_records} records wait in Kafka topic {topic}");
+                logged = Some(Instant::now());
+            }
             match &now.trouble {
                 None => kafka.ok(),
                 Some(trouble) => kafka.not_ok(trouble),

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tonic::Code;
 
-use crate::support::endpoint::{DOCUMENT, Endpoint, Metrics, documented, documented_of};
+use crate::support::endpoint::{DOCUMENT, Endpoint, Metrics, OF_ANY_ROLE, documented, documented_of};
+use crate::support::monitoring::{self, BRIDGE_LAG, assert_grafana_is_answered, assert_line_is_counted};
 use crate::support::origin::{Origin, cacheable};
 use crate::support::process::{Process, command};
 use crate::support::publisher::{Fault, Publisher, TOPIC, When};
@@ -61,6 +62,9 @@ async fn a_bridge_tells_how_it_is() {
     assert_eq!(shown.value("cdnwarm_bridge_records_published_total"), 120, "{}", shown.0);
     assert_eq!(shown.value("cdnwarm_bridge_in_flight_records"), 0, "{}", shown.0);
     assert_eq!(shown.names(), documented_of("cdnwarm_bridge_"));
+    assert_grafana_is_answered("cdnwarm_bridge_", &shown);
+    let line = bridge.says("records wait in Kafka topic").await;
+    assert_line_is_counted(BRIDGE_LAG, &serde_json::from_str(&line).unwrap());
     bridge.stop().await;
 }
 
@@ -133,9 +137,23 @@ async fn consume_direct_tells_how_it_is() {
     }
     assert!(shown.value("cdnwarm_consume_direct_rebalances_total{event=\"assigned\"}") > 0, "{}", shown.0);
     assert_eq!(shown.names(), documented_of("cdnwarm_consume_direct_"));
+    assert_grafana_is_answered("cdnwarm_consume_direct_", &shown);
     assert_eq!(endpoint.get("/live").await, (200, "live\n".to_owned()));
     direct.stop().await;
     direct.says("consume-direct stopped: 60 fetched, 1 refused").await;
+}
+
+#[test]
+fn the_grafana_dashboard_asks_each_role_and_nobody_else() {
+    let prefixes = ["cdnwarm_bridge_", "cdnwarm_consume_direct_", "cdnwarm_serve_"];
+    let asked = monitoring::asked();
+    for prefix in prefixes {
+        assert!(asked.keys().any(|name| name.starts_with(prefix)), "nothing of {prefix}");
+    }
+    for name in asked.keys() {
+        let is_any = OF_ANY_ROLE.contains(&name.as_str());
+        assert!(is_any || prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+    }
 }
 
 #[test]

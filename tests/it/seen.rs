@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::push::Served;
 use crate::support::endpoint::{Endpoint, documented_of};
 use crate::support::eventually;
+use crate::support::monitoring::{NOT_WARM, assert_grafana_is_answered, assert_line_is_counted};
 use crate::support::origin::{Asked, Origin, cacheable, status};
 use crate::support::process::command;
 
@@ -76,6 +77,7 @@ async fn a_serve_tells_how_it_is_and_names_no_host_that_it_refused() {
     }
     assert!(!shown.0.contains("refused.example.com") && !shown.0.contains("10.0.0.1"), "{}", shown.0);
     assert_eq!(shown.names(), documented_of("cdnwarm_serve_"));
+    assert_grafana_is_answered("cdnwarm_serve_", &shown);
     assert_eq!(endpoint.get("/live").await, (200, "live\n".to_owned()));
 }
 
@@ -97,6 +99,7 @@ async fn a_line_has_the_trace_of_its_message_and_the_form_of_cloud_logging() {
     assert_eq!(request["responseSize"], line["bytes"].to_string());
     assert!(request["latency"].as_str().unwrap().ends_with('s'), "{line}");
     assert!(!line.to_string().contains("secret"), "{line}");
+    assert_line_is_counted(NOT_WARM, &line);
 }
 
 #[tokio::test]

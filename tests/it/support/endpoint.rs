@@ -75,8 +75,12 @@ pub(crate) fn documented() -> BTreeSet<String> {
     rows.map(|(name, _)| format!("cdnwarm_{name}")).collect()
 }
 
+/// What every role shows.
+pub(crate) const OF_ANY_ROLE: [&str; 3] =
+    ["cdnwarm_build_info", "cdnwarm_log_lines_lost_total", "cdnwarm_ready"];
+
 /// Those that a role shows: its own, and those of any role.
 pub(crate) fn documented_of(prefix: &str) -> BTreeSet<String> {
-    const ANY: [&str; 3] = ["cdnwarm_build_info", "cdnwarm_log_lines_lost_total", "cdnwarm_ready"];
-    documented().into_iter().filter(|name| name.starts_with(prefix) || ANY.contains(&name.as_str())).collect()
+    let is_shown = |name: &String| name.starts_with(prefix) || OF_ANY_ROLE.contains(&name.as_str());
+    documented().into_iter().filter(is_shown).collect()
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod contract;
 pub(crate) mod endpoint;
+pub(crate) mod monitoring;
 pub(crate) mod origin;
 pub(crate) mod process;
 pub(crate) mod proxy;
