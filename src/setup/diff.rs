@@ -67,7 +67,11 @@ pub(super) fn without_nulls(want: &Value) -> Value {
 /// Takes the field at a dotted path away.
 pub(super) fn remove(value: &mut Value, path: &str) {
     match path.split_once('.') {
-        Some((first, rest)) => remove(&mut value[first], rest),
+        Some((first, rest)) => {
+            if let Some(inner) = value.get_mut(first) {
+                remove(inner, rest);
+            }
+        }
         None => {
             value.as_object_mut().map(|object: &mut Map<String, Value>| object.remove(path));
         }
@@ -129,8 +133,12 @@ fn is_same(want: &Value, live: &Value) -> bool {
             *text == number.to_string()
         }
         (Value::String(want), Value::String(live)) => {
-            want == live || seconds(want).is_some_and(|want| Some(want) == seconds(live))
+            let same_as =
+                |read: fn(&str) -> Option<f64>| read(want).is_some_and(|want| Some(want) == read(live));
+            want == live || same_as(seconds) || same_as(quantity)
         }
+        // 1 is 1.0.
+        (Value::Number(want), Value::Number(live)) => want.as_f64() == live.as_f64(),
         _ => want == live,
     }
 }
@@ -138,6 +146,14 @@ fn is_same(want: &Value, live: &Value) -> bool {
 /// A duration's seconds: 600s is 600.000s.
 fn seconds(text: &str) -> Option<f64> {
     text.strip_suffix('s')?.parse().ok()
+}
+
+/// An amount of CPU: 1 is 1000m.
+fn quantity(text: &str) -> Option<f64> {
+    match text.strip_suffix('m') {
+        Some(thousandths) => thousandths.parse::<f64>().ok().map(|number| number / 1000.0),
+        None => text.parse().ok(),
+    }
 }
 
 #[cfg(test)]
@@ -154,6 +170,8 @@ mod tests {
             (json!({"a": {"ttl": null}}), json!({"a": {}})),
             (json!({"a": "600s"}), json!({"a": "600.000s"})),
             (json!({"a": 7}), json!({"a": "7"})),
+            (json!({"a": 7}), json!({"a": 7.0})),
+            (json!({"cpu": "2"}), json!({"cpu": "2000m"})),
             (json!({"a": [{"b": 1}]}), json!({"a": [{"b": 1, "theirs": 2}]})),
         ] {
             assert_eq!(differences(&want, &live), [], "{want} and {live}");

@@ -24,7 +24,23 @@ pub(crate) fn full(kafka: &Kafka) -> String {
     )
 }
 
-/// What a person would begin with.
+/// The file of `docs/deploy.md`.
+const SMALL: &str = r#"project = "my-project"
+
+[regions.europe-west1]
+[regions.us-central1]
+[regions.asia-northeast1]
+
+[kafka]
+env-file = "kafka-env"
+topic = "warming_urls"
+
+[bridge]
+kind = "worker-pool"
+region = "europe-west1"
+"#;
+
+/// Three regions, and no bridge.
 const NEWCOMER: &str = "project = \"my-project\"\n\n[bridge]\nkind = \"none\"\n\n[regions.europe-west1]\n[regions.us-central1]\n[regions.asia-northeast1]\n";
 
 const NOTHING: [String; 0] = [];
@@ -338,9 +354,12 @@ async fn twenty_regions_stand_and_say_how_they_are() {
 #[tokio::test]
 #[ignore = "needs Google's discovery documents"]
 async fn a_newcomers_plan_is_what_the_documents_show() {
-    let google = Google::start(State::with_apis(&AT_FIRST)).await;
-    let plan = Setup::of(&google, NEWCOMER).ok(&["plan"]).await;
-    let shown = format!("$ cat cdnwarm.toml\n{NEWCOMER}\n$ cdnwarm setup plan\n{plan}");
+    let (kafka, google) = (Kafka::start_embedded(), Google::start(State::with_apis(&AT_FIRST)).await);
+    kafka.embedded().create_topic("warming_urls", 6).unwrap();
+    let setup = Setup::of(&google, SMALL);
+    setup.add("kafka-env", &std::fs::read_to_string(kafka.env(&[])).unwrap());
+    let plan = setup.ok(&["plan"]).await;
+    let shown = format!("$ cat cdnwarm.toml\n{SMALL}\n$ cdnwarm setup plan\n{plan}");
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/plan-example.txt");
     if crate::support::setting("CDNWARM_OVERWRITE").is_some() {
         std::fs::write(path, &shown).unwrap();

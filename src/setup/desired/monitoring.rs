@@ -85,5 +85,15 @@ fn resource(project: &Project<'_>, spec: &'static Spec, text: &str, after: Vec<S
         fields[field] = json!(id);
         fields["notificationChannels"] = json!(project.config.monitoring.notification_channels);
     }
+    // STRING is what a label is unless something else is said, and so not told by the API.
+    for label in
+        fields.pointer_mut("/metricDescriptor/labels").and_then(Value::as_array_mut).into_iter().flatten()
+    {
+        if label["valueType"] == "STRING"
+            && let Some(label) = label.as_object_mut()
+        {
+            label.remove("valueType");
+        }
+    }
     object(spec, Part::Monitoring, &id, &project.path(&format!("{collection}/{id}")), fields, after)
 }

@@ -34,6 +34,11 @@ impl Setup {
         std::fs::write(self.path(), file).unwrap();
     }
 
+    /// A file beside it.
+    pub(crate) fn add(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
     fn path(&self) -> PathBuf {
         self.folder.path().join("cdnwarm.toml")
     }
