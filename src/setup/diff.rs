@@ -92,6 +92,16 @@ fn compare(want: &Value, live: &Value, path: &mut Vec<String>, found: &mut Vec<D
                 found.push(difference(path, live, want));
             }
         }
+        // Nothing of it is there: each field is told for itself.
+        (Value::Array(want_items), Value::Null)
+            if !want_items.is_empty() && want_items.iter().all(Value::is_object) =>
+        {
+            for (index, want) in want_items.iter().enumerate() {
+                path.push(format!("[{index}]"));
+                compare(want, &Value::Null, path, found);
+                path.pop();
+            }
+        }
         (Value::Array(want_items), Value::Array(live_items))
             if want_items.len() == live_items.len() && want_items.iter().all(Value::is_object) =>
         {

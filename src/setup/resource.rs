@@ -21,7 +21,7 @@ pub(super) enum Part {
     Apis,
     /// Service accounts.
     Accounts,
-    /// Topics, and the dead-letter subscription.
+    /// Topics, Kafka's among them, and the dead-letter subscription.
     Topics,
     /// Who may do what.
     Access,
@@ -33,7 +33,7 @@ pub(super) enum Part {
     Services,
     /// One push subscription a region.
     Subscriptions,
-    /// Kafka's topic and secret, and what moves records.
+    /// Kafka's secret, and what moves records.
     Bridge,
     /// Dashboard, alerts and log-based metrics.
     Monitoring,

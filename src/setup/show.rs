@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::diff::Difference;
 use super::plan::{Action, Plan, Step};
-use super::resource::How;
+use super::resource::{How, Part};
 
 /// The most that is shown of one value.
-const MAX_VALUE_CHARS: usize = 400;
+const MAX_VALUE_CHARS: usize = 500;
 
 /// The plan as text. Resources that are kept are one line each.
 pub(super) fn text(plan: &Plan, heading: &str) -> String {
@@ -47,7 +47,9 @@ fn write_step(text: &mut String, step: &Step) {
         Action::Foreign => '!',
     };
     let _ = writeln!(text, "{sign} {:<8} {}", step.action.word(), step.resource.key());
-    for difference in &step.differences {
+    // What a dashboard or an alert is like, its file in monitoring/ shows better.
+    let shown = !(step.resource.part == Part::Monitoring && step.action == Action::Create);
+    for difference in step.differences.iter().filter(|_| shown) {
         let line = match step.resource.how {
             How::Policy(_) => member_line(difference),
             _ => line(difference, step.action),
@@ -93,6 +95,7 @@ fn value(value: &Value) -> String {
         }
         other => other.to_string(),
     };
+    let text = text.replace('\n', " ");
     match text.char_indices().nth(MAX_VALUE_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -145,6 +145,35 @@ async fn a_region_gets_what_is_for_all_and_what_names_it_and_nothing_else() {
     }
 }
 
+/// What also holds on a real Kafka, where one is named.
+mod pipeline {
+    use super::*;
+    use crate::support::stand::Kafka;
+
+    #[tokio::test]
+    async fn a_kafka_topic_that_is_missing_stops_everything_or_is_made() {
+        let (kafka, rest) = (Kafka::start().await, Rest::start().await);
+        let topic = format!("made-{}", std::process::id());
+        let file = format!(
+            "project = \"my-project\"\nproject-number = 123456789012\n[regions.europe-west1]\n[kafka]\n\
+             env-file = \"{}\"\ntopic = \"{topic}\"\nreplication = 1\n",
+            kafka.env(&[])
+        );
+        let setup = Setup::new(&file, format!("pubsub={}", rest.base));
+        let said = setup.fails(&["apply", "--yes", "--only", "topics"]).await;
+        assert!(said.contains(&format!("Kafka topic {topic} does not exist")), "{said}");
+        assert_eq!(rest.ask(http::Method::GET, "topics", Value::Null).await["topics"], json!([]));
+        setup.write(&file.replace("replication", "create-topic = true\nreplication"));
+        let steps = setup.changes(&["--only", "topics"]).await;
+        assert!(steps.contains(&format!("create Kafka topic {topic}")), "{steps:#?}");
+        // The embedded Kafka makes topics for its owner alone.
+        if setting("CDNWARM_TEST_KAFKA_ENV").is_some() {
+            setup.ok(&["apply", "--yes", "--only", "topics"]).await;
+            assert_eq!(setup.changes(&["--only", "topics"]).await, Vec::<String>::new());
+        }
+    }
+}
+
 /// Topics and subscriptions, push and all, on Google's own emulator.
 #[tokio::test]
 #[ignore = "needs Google's emulator, named by CDNWARM_TEST_SETUP_EMULATOR"]

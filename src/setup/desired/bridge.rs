@@ -55,7 +55,7 @@ fn kafka(project: &Project<'_>, all: &mut Vec<Resource>) -> Vec<String> {
         replication: kafka.replication,
     });
     let topic = Resource {
-        part: Part::Bridge,
+        part: Part::Topics,
         region: None,
         fields: wanted.fields(),
         how: How::KafkaTopic(wanted),

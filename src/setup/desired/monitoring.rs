@@ -64,6 +64,7 @@ fn filled(project: &Project<'_>, text: &str) -> String {
         .iter()
         .map(|service| format!("{}.*", service.name.strip_suffix(&service.region).unwrap_or(&service.name)))
         .collect();
+    services.sort();
     services.dedup();
     text.replace("DEAD_LETTER_TOPIC_ID", &project.config.dead_letter_topic().unwrap_or_default())
         .replace("TOPIC_ID", &project.config.topic.name)

@@ -38,7 +38,7 @@ pub(super) fn shared(project: &Project<'_>) -> Vec<Resource> {
 
 fn topic(project: &Project<'_>) -> Value {
     let regions = &project.config.topic.allowed_regions;
-    let mut fields = json!({ "labels": {} });
+    let mut fields = json!({});
     if !regions.is_empty() {
         fields["messageStoragePolicy"] = json!({ "allowedPersistenceRegions": regions });
     }
@@ -58,7 +58,7 @@ fn dead_letters(project: &Project<'_>) -> Vec<Resource> {
     });
     let publisher = [("roles/pubsub.publisher", project.pubsub_agent(), true)];
     vec![
-        object(&kinds::TOPIC, Part::Topics, &name, &topic, json!({ "labels": {} }), Vec::new()),
+        object(&kinds::TOPIC, Part::Topics, &name, &topic, json!({}), Vec::new()),
         policy(kinds::TOPIC_POLICY, &key, &topic, &publisher, vec![key.clone()]),
         object(
             &kinds::SUBSCRIPTION,
