@@ -36,6 +36,13 @@ pub(super) fn differences(want: &Value, live: &Value) -> Vec<Difference> {
     found
 }
 
+/// Everything wanted, as differences to nothing: also what is the default, which is a choice here.
+pub(super) fn all(want: &Value) -> Vec<Difference> {
+    let mut found = Vec::new();
+    flatten(want, &mut Vec::new(), &mut found);
+    found
+}
+
 /// `live` with everything wanted in it: what is sent where a whole field, or the whole object, is replaced.
 pub(super) fn merged(want: &Value, live: &Value) -> Value {
     match (want, live) {
@@ -92,16 +99,6 @@ fn compare(want: &Value, live: &Value, path: &mut Vec<String>, found: &mut Vec<D
                 found.push(difference(path, live, want));
             }
         }
-        // Nothing of it is there: each field is told for itself.
-        (Value::Array(want_items), Value::Null)
-            if !want_items.is_empty() && want_items.iter().all(Value::is_object) =>
-        {
-            for (index, want) in want_items.iter().enumerate() {
-                path.push(format!("[{index}]"));
-                compare(want, &Value::Null, path, found);
-                path.pop();
-            }
-        }
         (Value::Array(want_items), Value::Array(live_items))
             if want_items.len() == live_items.len() && want_items.iter().all(Value::is_object) =>
         {
@@ -113,6 +110,31 @@ fn compare(want: &Value, live: &Value, path: &mut Vec<String>, found: &mut Vec<D
         }
         _ if is_same(want, live) => {}
         _ => found.push(difference(path, live, want)),
+    }
+}
+
+fn flatten(want: &Value, path: &mut Vec<String>, found: &mut Vec<Difference>) {
+    let before = found.len();
+    match want {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                path.push(key.clone());
+                flatten(value, path, found);
+                path.pop();
+            }
+        }
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            for (index, item) in items.iter().enumerate() {
+                path.push(format!("[{index}]"));
+                flatten(item, path, found);
+                path.pop();
+            }
+        }
+        Value::Null => return,
+        _ => {}
+    }
+    if found.len() == before && !path.is_empty() {
+        found.push(difference(path, &Value::Null, want));
     }
 }
 
@@ -210,6 +232,14 @@ mod tests {
         );
         assert_eq!(told(json!({"a": ["x"]}), json!({"a": ["x", "y"]})).len(), 1);
         assert_eq!(told(json!({"a": [{}]}), json!({"a": [{}, {}]})).len(), 1);
+    }
+
+    #[test]
+    fn all_that_is_made_is_told_defaults_too_and_what_must_not_be_there_is_not() {
+        let want = json!({"a": [{"b": false, "c": null}], "d": {"ttl": null}, "e": ["x", "y"]});
+        let fields: Vec<String> =
+            all(&want).iter().map(|d| format!("{} {}", d.field(), d.new.clone().unwrap())).collect();
+        assert_eq!(fields, ["a[0].b false", "d {}", "e [\"x\",\"y\"]"]);
     }
 
     #[test]

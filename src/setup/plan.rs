@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::api::{Api, ApiError};
 use super::desired::Project;
-use super::diff::{Difference, differences};
+use super::diff::{Difference, all, differences};
 use super::kinds;
 use super::live::Live;
 use super::resource::{How, LABEL, Resource};
@@ -152,14 +152,16 @@ impl Plan {
 
 /// What a resource of ours, live or not, calls for.
 pub(super) fn step(live: &Live, resource: Resource, found: Option<Value>, adopt: bool) -> Step {
-    let none = Value::Null;
     let is_ours = found.as_ref().is_some_and(|found| resource.is_ours(found));
     let wanted = match &found {
         // Whoever made it need not have put our mark on it.
         Some(_) if !is_ours && !adopt => resource.fields.clone(),
         found => live.wanted(&resource, found.as_ref()),
     };
-    let differences = differences(&wanted, found.as_ref().unwrap_or(&none));
+    let differences = match &found {
+        Some(found) => differences(&wanted, found),
+        None => all(&wanted),
+    };
     let action = match &found {
         None => Action::Create,
         Some(_) if !is_ours && !adopt && differences.is_empty() => Action::Use,

@@ -81,6 +81,7 @@ fn secret(project: &Project<'_>, after: &mut Vec<String>) -> Vec<Resource> {
     let label = &project.config.kafka.secret;
     let name = project.path(&format!("secrets/{label}"));
     let key = format!("{} {label}", kinds::SECRET.noun);
+    let mut needs = vec![account_key(ACCOUNT)];
     let mut all = Vec::new();
     if let Some(payload) = &project.payload {
         all.push(managed_secret(project));
@@ -94,11 +95,11 @@ fn secret(project: &Project<'_>, after: &mut Vec<String>) -> Vec<Resource> {
             after: vec![key.clone()],
         };
         after.push(version.key());
+        needs.push(key.clone());
         all.push(version);
     }
     let accessor = [("roles/secretmanager.secretAccessor", project.member(ACCOUNT), true)];
-    let access =
-        policy(kinds::SECRET_POLICY, &key, &name, &accessor, vec![key.clone(), account_key(ACCOUNT)]);
+    let access = policy(kinds::SECRET_POLICY, &key, &name, &accessor, needs);
     after.push(access.key());
     all.push(access);
     all
