@@ -196,14 +196,15 @@ impl Warmer {
     /// Fetches, or waits for what an equal request has under way already.
     async fn share(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
         let started = Instant::now();
-        let (flight, is_own) = self.flights.join(request, || {
-            let (warmer, request) = (self.clone(), request.clone());
-            async move { warmer.fetch_until(deadline, &request).await }
-        });
-        // Another's may have begun later, and end later.
-        let landed = tokio::time::timeout_at(deadline.into(), flight).await;
-        let (verdict, mut progress) =
-            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()));
+        let (flight, is_own) =
+            self.flights.join(request, || self.clone().fetch_until(deadline, request.clone()));
+        let (verdict, mut progress) = if is_own {
+            flight.await
+        } else {
+            // Another's may have begun later, and end later.
+            let landed = tokio::time::timeout_at(deadline.into(), flight).await;
+            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()))
+        };
         if !is_own {
             // What was read is told once.
             progress.attempts = 0;
@@ -215,13 +216,27 @@ impl Warmer {
     }
 
     /// Fetches within the time that there is.
-    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
+    async fn fetch_until(self, deadline: Instant, request: WarmRequest) -> (Verdict, Progress) {
         let mut progress = Progress::default();
-        let work = self.fetch_with_retries(deadline, request, &mut progress);
+        let work = self.fetch_with_retries(deadline, &request, &mut progress);
         let in_time = tokio::time::timeout_at(deadline.into(), work).await.ok();
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
         let verdict = in_time.or(progress.so_far.take());
         (verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout)), progress)
+    }
+
+    /// The outcome of what is known without a GET, from an earlier one.
+    pub(crate) async fn known(
+        &self,
+        request: &WarmRequest,
+        verdict: Verdict,
+        http_status: Option<u16>,
+        id: String,
+        source: Source,
+    ) -> Outcome {
+        let exchange = Exchange { http_status, ..Exchange::default() };
+        let progress = Progress { exchange, ..Progress::default() };
+        self.outcome(verdict, shown_url(request.url()), id, source, progress).await
     }
 
     /// The outcome of something that never became a request.
