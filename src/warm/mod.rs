@@ -2,7 +2,7 @@
 //! response headers say how warm the edge is.
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `tls`,
+//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `tls`,
 //! `connect` and `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
@@ -14,6 +14,7 @@ pub(crate) mod cdn;
 mod certify;
 mod client;
 mod connect;
+mod connections;
 #[cfg(test)]
 mod corpora;
 mod fetch;
@@ -40,8 +41,9 @@ use rustls::ClientConfig;
 pub(crate) use args::WarmArgs;
 use body::BodyLimits;
 use cdn::Speakers;
-use client::{HttpClient, WarmMethod, http_client};
+use client::WarmMethod;
 use connect::Connector;
+use connections::Connections;
 use flights::Flights;
 use guard::Guard;
 pub(crate) use look::Look;
@@ -58,7 +60,7 @@ use crate::verdict::{Failure, Verdict};
 /// Warms one edge. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(crate) struct Warmer {
-    turns: Arc<Turns<HttpClient>>,
+    turns: Arc<Turns<Connections>>,
     flights: Arc<Flights<(Verdict, Progress)>>,
     guard: Arc<Guard>,
     identity: Identity,
@@ -104,7 +106,7 @@ impl Warmer {
         let connect_limit = seconds(args.connect_timeout);
         let connector = TlsConnector::new(connector(guard.clone(), connect_limit), tls, connect_limit);
         Self {
-            turns: Arc::new(Turns::new(move || http_client(connector.clone()))),
+            turns: Arc::new(Turns::new(move || Connections::new(connector.clone()))),
             flights: Arc::new(Flights::new()),
             guard,
             identity: Identity::discover(args.instance),
