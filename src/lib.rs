@@ -47,10 +47,13 @@ pub mod verdict;
 pub mod version;
 mod warm;
 
+use std::io;
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use cli::{Cli, Command};
@@ -72,7 +75,7 @@ pub fn start(cli: Cli) -> ExitCode {
         eprintln!("cdnwarm: {error:#}");
         return ExitCode::from(2);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(role) {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cdnwarm: starting the runtime: {error}");
@@ -96,6 +99,17 @@ pub fn start(cli: Cli) -> ExitCode {
     };
     logs::finish(STOP_LIMIT.saturating_sub(stopping_since.get().map_or(Duration::ZERO, Instant::elapsed)));
     status
+}
+
+/// The threads of a role. A server's work is small pieces that wait for the network: on one or two cores a single thread does
+/// more of them than two that wake each other (`bench/serve`).
+fn runtime(role: Role) -> io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut builder = match role {
+        Role::Server if cores <= 2 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 /// Runs one role, and says since when it has been stopping.

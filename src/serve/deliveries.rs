@@ -2,100 +2,94 @@
 //!
 //! Pub/Sub delivers at least once, and a pack comes again as a whole where one of its lines failed.
 
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use moka::policy::EvictionPolicy;
-use moka::sync::Cache;
+use lru::LruCache;
+use tokio::time::Instant;
 
 use super::envelope::Push;
-use crate::outcome::{Outcome, Source};
+use crate::outcome::Outcome;
 use crate::request::WarmRequest;
 use crate::verdict::Verdict;
 
 /// How long a verdict is repeated. Past it the edge may have lost the object, and a GET is worth its cost.
 const WINDOW: Duration = Duration::from_secs(600);
-/// For all that is remembered together; an outcome is some hundreds of bytes, and its URL.
-const MAX_BYTES: u64 = 32 << 20;
-/// Beside its texts: the values themselves, and the table's own.
-const ENTRY_BYTES: usize = 512;
+/// Deliveries that are remembered, at about 130 bytes each; the one not asked for the longest goes first.
+const MAX_KNOWN: NonZero<usize> = NonZero::new(32_768).expect("not zero");
 
-/// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory.
+/// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory. Clones share them.
 #[derive(Clone)]
-pub(super) struct Deliveries(Cache<Delivery, Known>);
+pub(super) struct Deliveries(Arc<Inner>);
 
-/// One URL of one message of one subscription.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Delivery {
-    subscription: String,
-    message_id: String,
-    line: Option<String>,
-    /// Whoever gives two messages the same id gets a GET for each all the same.
-    request: WarmRequest,
+struct Inner {
+    /// Of secret keys, so that nobody can make two deliveries that look the same.
+    hashers: [RandomState; 2],
+    known: Mutex<LruCache<Delivery, Known>>,
 }
 
-type Known = std::sync::Arc<Outcome>;
+/// One URL of one message of one subscription, by a hash of all that: no two have the same.
+///
+/// The URL and its options belong to it: whoever gives two messages the same id gets a GET for each all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Delivery([u64; 2]);
+
+/// What a GET came to.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) verdict: Verdict,
+    pub(super) http_status: Option<u16>,
+    at: Instant,
+}
 
 impl Deliveries {
     pub(super) fn new() -> Self {
-        Self::with_capacity(MAX_BYTES)
+        Self::with_capacity(MAX_KNOWN)
     }
 
-    fn with_capacity(bytes: u64) -> Self {
-        let known = Cache::builder()
-            .max_capacity(bytes)
-            .weigher(|delivery: &Delivery, outcome: &Known| delivery.weight(outcome))
-            .time_to_live(WINDOW)
-            // Under moka's default a newcomer might be refused for what nobody asks for again.
-            .eviction_policy(EvictionPolicy::lru())
-            .build();
-        Self(known)
+    fn with_capacity(count: NonZero<usize>) -> Self {
+        // It grows as it is used.
+        let mut known = LruCache::unbounded();
+        known.resize(count);
+        Self(Arc::new(Inner { hashers: Default::default(), known: Mutex::new(known) }))
     }
 
-    /// The outcome of an earlier delivery, told for this one.
-    pub(super) fn repeated(&self, delivery: &Delivery, source: Source) -> Option<Outcome> {
-        let mut outcome = Outcome::clone(&*self.0.get(delivery)?);
-        outcome.attempts = 0;
-        outcome.exchange.bytes = 0;
-        outcome.exchange.total_ms = 0.0;
-        outcome.source = source;
-        outcome.finished_at = Timestamp::now();
-        Some(outcome)
+    /// `line` is the id of one among several; none where the message has no id by which it could be known again.
+    pub(super) fn delivery(
+        &self,
+        push: &Push<'_>,
+        line: Option<&str>,
+        request: &WarmRequest,
+    ) -> Option<Delivery> {
+        let message_id = push.message_id.as_deref()?;
+        let options = || push.options().filter(|(name, _)| name.starts_with("warm-"));
+        let whole = |hasher: &RandomState| {
+            let mut state = hasher.build_hasher();
+            (push.subscription.as_deref(), message_id, line, request.url().as_str()).hash(&mut state);
+            options().for_each(|option| option.hash(&mut state));
+            state.finish()
+        };
+        Some(Delivery(self.0.hashers.each_ref().map(whole)))
+    }
+
+    /// What an earlier delivery came to.
+    pub(super) fn known(&self, delivery: Delivery) -> Option<Known> {
+        self.table().get(&delivery).filter(|known| known.at.elapsed() < WINDOW).cloned()
     }
 
     /// Remembers an outcome, unless a later GET may go better or it is known without one.
     pub(super) fn remember(&self, delivery: Delivery, outcome: &Outcome) {
         if !outcome.verdict.is_curable() && !matches!(outcome.verdict, Verdict::Refused(_)) {
-            self.0.insert(delivery, Known::new(outcome.clone()));
+            let (verdict, http_status) = (outcome.verdict.clone(), outcome.exchange.http_status);
+            self.table().put(delivery, Known { verdict, http_status, at: Instant::now() });
         }
     }
-}
 
-impl Delivery {
-    /// `line` is the id of one among several; none where the message has no id by which it could be known again.
-    pub(super) fn of(push: &Push<'_>, line: Option<&str>, request: &WarmRequest) -> Option<Self> {
-        Some(Self {
-            subscription: push.subscription.as_deref().unwrap_or_default().to_owned(),
-            message_id: push.message_id.as_deref()?.to_owned(),
-            line: line.map(str::to_owned),
-            request: request.clone(),
-        })
-    }
-
-    fn weight(&self, outcome: &Outcome) -> u32 {
-        let headers: usize =
-            self.request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        let line = self.line.as_ref().map_or(0, String::len);
-        let evidence = outcome.exchange.cache.as_ref().map_or(0, |_| 1024);
-        let texts = self.subscription.len()
-            + self.message_id.len()
-            + line
-            + self.request.url().as_str().len()
-            + outcome.id.len()
-            + outcome.url.len()
-            + outcome.final_url.as_ref().map_or(0, String::len)
-            + outcome.reason.as_ref().map_or(0, String::len);
-        u32::try_from(ENTRY_BYTES + texts + headers + evidence).unwrap_or(u32::MAX)
+    fn table(&self) -> MutexGuard<'_, LruCache<Delivery, Known>> {
+        // Nothing panics while it is held.
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,14 +97,31 @@ impl Delivery {
 mod tests {
     use std::borrow::Cow;
 
+    use jiff::Timestamp;
+
     use super::*;
-    use crate::outcome::Exchange;
+    use crate::outcome::{Exchange, Source};
     use crate::verdict::Failure;
 
-    fn delivery(message_id: &'static str, line: Option<&str>, url: &str) -> Delivery {
-        let push = Push { message_id: Some(Cow::Borrowed(message_id)), ..Push::default() };
-        let request = WarmRequest::parse(url.as_bytes(), []).unwrap();
-        Delivery::of(&push, line, &request).unwrap()
+    fn delivery(known: &Deliveries, message_id: &'static str, line: Option<&str>, url: &str) -> Delivery {
+        with_option(known, message_id, line, url, None)
+    }
+
+    fn with_option(
+        known: &Deliveries,
+        message_id: &'static str,
+        line: Option<&str>,
+        url: &str,
+        option: Option<(&'static str, &'static str)>,
+    ) -> Delivery {
+        let attributes = option.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Borrowed(value)));
+        let push = Push {
+            message_id: Some(Cow::Borrowed(message_id)),
+            attributes: attributes.collect(),
+            ..Push::default()
+        };
+        let request = WarmRequest::parse(url.as_bytes(), push.options()).unwrap();
+        known.delivery(&push, line, &request).unwrap()
     }
 
     fn outcome(verdict: Verdict) -> Outcome {
@@ -130,55 +141,61 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_repeated_for_the_same_message_line_and_request_alone() {
+    fn a_verdict_is_known_for_the_same_message_line_and_request_alone() {
         let known = Deliveries::new();
-        known.remember(delivery("1", Some("a"), "https://example.com/a"), &outcome(Verdict::Filled));
-        let again = Source { delivery_attempt: Some(2), ..Source::default() };
-        let same = delivery("1", Some("a"), "https://example.com/a");
-        let repeated = known.repeated(&same, again).unwrap();
-        assert_eq!((repeated.verdict, repeated.attempts), (Verdict::Filled, 0));
-        assert_eq!((repeated.exchange.http_status, repeated.exchange.bytes), (Some(200), 0));
-        assert_eq!(repeated.source.delivery_attempt, Some(2));
+        let same = || delivery(&known, "1", Some("a"), "https://example.com/a");
+        known.remember(same(), &outcome(Verdict::Filled));
+        let found = known.known(same()).unwrap();
+        assert_eq!((found.verdict, found.http_status), (Verdict::Filled, Some(200)));
+        let option = |value| with_option(&known, "1", Some("a"), "https://example.com/a", Some(value));
+        assert_eq!(option(("kafka-offset", "1")), same(), "only options belong to the request");
         for other in [
-            delivery("2", Some("a"), "https://example.com/a"),
-            delivery("1", Some("b"), "https://example.com/a"),
-            delivery("1", None, "https://example.com/a"),
-            delivery("1", Some("a"), "https://example.com/b"),
+            delivery(&known, "2", Some("a"), "https://example.com/a"),
+            delivery(&known, "1", Some("b"), "https://example.com/a"),
+            delivery(&known, "1", None, "https://example.com/a"),
+            delivery(&known, "1", Some("a"), "https://example.com/b"),
+            option(("warm-header-accept", "image/webp")),
         ] {
-            assert!(known.repeated(&other, Source::default()).is_none(), "{other:?}");
+            assert!(known.known(other).is_none(), "{other:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_verdict_is_forgotten_in_time() {
+        let known = Deliveries::new();
+        let message = delivery(&known, "1", None, "https://example.com/a");
+        known.remember(message, &outcome(Verdict::Warm));
+        tokio::time::advance(WINDOW - Duration::from_secs(1)).await;
+        assert!(known.known(message).is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(known.known(message).is_none());
     }
 
     #[test]
     fn what_a_later_get_may_cure_is_not_remembered() {
         let known = Deliveries::new();
-        let message = delivery("1", None, "https://example.com/a");
-        known.remember(message.clone(), &outcome(Verdict::Failed(Failure::Status(503))));
-        assert!(known.repeated(&message, Source::default()).is_none());
-        known.remember(message.clone(), &outcome(Verdict::Failed(Failure::Status(404))));
-        assert!(known.repeated(&message, Source::default()).is_some());
+        let message = delivery(&known, "1", None, "https://example.com/a");
+        known.remember(message, &outcome(Verdict::Failed(Failure::Status(503))));
+        assert!(known.known(message).is_none());
+        known.remember(message, &outcome(Verdict::Failed(Failure::Status(404))));
+        assert!(known.known(message).is_some());
     }
 
     #[test]
     fn a_message_without_an_id_is_nobody_that_could_come_again() {
         let request = WarmRequest::parse(b"https://example.com/", []).unwrap();
-        assert_eq!(Delivery::of(&Push::default(), None, &request), None);
+        assert_eq!(Deliveries::new().delivery(&Push::default(), None, &request), None);
     }
 
     #[test]
-    fn memory_is_bounded_by_bytes_and_the_latest_stay() {
-        let known = Deliveries::with_capacity(100_000);
+    fn it_is_bounded_and_the_latest_stay() {
+        let known = Deliveries::with_capacity(NonZero::new(100).unwrap());
+        let line = |n: usize| delivery(&known, "1", Some(&n.to_string()), "https://example.com/a");
         for n in 0..2_000 {
-            let line = n.to_string();
-            known.remember(delivery("1", Some(&line), "https://example.com/a"), &outcome(Verdict::Filled));
-            assert!(
-                known
-                    .repeated(&delivery("1", Some(&line), "https://example.com/a"), Source::default())
-                    .is_some()
-            );
+            known.remember(line(n), &outcome(Verdict::Filled));
+            assert!(known.known(line(n)).is_some());
         }
-        known.0.run_pending_tasks();
-        assert!((100..200).contains(&known.0.entry_count()), "{}", known.0.entry_count());
-        assert!(known.0.weighted_size() <= 100_000);
+        assert_eq!(known.table().len(), 100);
+        assert!(known.known(line(1_900)).is_some() && known.known(line(1_899)).is_none());
     }
 }

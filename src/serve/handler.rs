@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::{Auth, Reason, Refusal};
 use super::body::{Bodies, MAX_BODY_BYTES, Unread, discard};
-use super::deliveries::{Deliveries, Delivery};
+use super::deliveries::{Deliveries, Known};
 use super::envelope::{self, Push};
 use super::metrics::ServeMetrics;
 use super::pack::{self, Line};
@@ -205,13 +205,12 @@ impl Handler {
         line: Option<String>,
         deadline: Instant,
     ) -> Outcome {
-        let delivery = Delivery::of(push, line.as_deref(), request);
-        if let Some(delivery) = &delivery
-            && let Some(outcome) = self.deliveries.repeated(delivery, source(push))
-        {
-            return outcome;
-        }
+        let delivery = self.deliveries.delivery(push, line.as_deref(), request);
+        let known = delivery.and_then(|delivery| self.deliveries.known(delivery));
         let id = line.unwrap_or_else(|| id(push));
+        if let Some(Known { verdict, http_status, .. }) = known {
+            return self.warmer.known(request, verdict, http_status, id, source(push)).await;
+        }
         let outcome = self.warmer.warm_until(deadline, request, id, source(push)).await;
         if let Some(delivery) = delivery {
             self.deliveries.remember(delivery, &outcome);

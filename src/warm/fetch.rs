@@ -13,7 +13,8 @@ use hyper::body::Incoming;
 use super::body::{drain, read_and_drop, worth_leaving};
 use super::cdn::{self, Judged};
 use super::certify::{Found, conclude};
-use super::client::{HttpClient, http_request, too_many_interim_responses, why_no_response};
+use super::client::{http_request, too_many_interim_responses, why_no_response};
+use super::connections::{Connections, InUse};
 use super::look::Look;
 use super::turns::Turn;
 use super::{Progress, Warmer, milliseconds, range, redirect};
@@ -159,7 +160,7 @@ impl Warmer {
     /// One GET, to the end of its body.
     async fn ask(
         &self,
-        turn: &Turn<HttpClient>,
+        turn: &Turn<Connections>,
         get: Request<Empty<Bytes>>,
         request: &WarmRequest,
         followed: u8,
@@ -168,10 +169,12 @@ impl Warmer {
         let (asked, _) = get.clone().into_parts();
         progress.attempts += 1;
         let Progress { exchange, looks, .. } = progress;
-        let (response, body) = match self.head(turn, get, exchange).await {
-            Ok(response) => response.into_parts(),
+        let (response, _connection) = match self.head(turn, get, exchange).await {
+            Ok(answered) => answered,
             Err(verdict) => return ControlFlow::Break(verdict.into()),
         };
+        // Declared behind the connection, so that it is dropped before.
+        let (response, body) = response.into_parts();
         if self.shows_looks
             && let Some(look) = looks.last_mut()
         {
@@ -260,10 +263,10 @@ impl Warmer {
     /// The head of the response, in time; what the host said by it goes into its turn.
     async fn head(
         &self,
-        turn: &Turn<HttpClient>,
+        turn: &Turn<Connections>,
         mut request: Request<Empty<Bytes>>,
         exchange: &mut Exchange,
-    ) -> Result<Response<Incoming>, Verdict> {
+    ) -> Result<(Response<Incoming>, InUse), Verdict> {
         let started = Instant::now();
         let too_many = too_many_interim_responses(&mut request);
         let asking = tokio::time::timeout(self.first_byte_limit, turn.client().request(request));
@@ -274,12 +277,12 @@ impl Warmer {
             answered = asking => answered,
         };
         let verdict = match answered {
-            Ok(Ok(response)) => {
+            Ok(Ok((response, connection))) => {
                 let ttfb = started.elapsed();
                 turn.answered(ttfb, response.status(), response.headers());
                 exchange.ttfb_ms.get_or_insert(milliseconds(ttfb));
                 exchange.http_status = Some(response.status().as_u16());
-                return Ok(response);
+                return Ok((response, connection));
             }
             Ok(Err(error)) => why_no_response(&error),
             Err(_) => Verdict::Failed(Failure::FirstByteTimeout),

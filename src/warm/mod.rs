@@ -2,7 +2,7 @@
 //! response headers say how warm the edge is.
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `tls`,
+//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `tls`,
 //! `connect` and `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
@@ -14,6 +14,7 @@ pub(crate) mod cdn;
 mod certify;
 mod client;
 mod connect;
+mod connections;
 #[cfg(test)]
 mod corpora;
 mod fetch;
@@ -40,8 +41,9 @@ use rustls::ClientConfig;
 pub(crate) use args::WarmArgs;
 use body::BodyLimits;
 use cdn::Speakers;
-use client::{HttpClient, WarmMethod, http_client};
+use client::WarmMethod;
 use connect::Connector;
+use connections::Connections;
 use flights::Flights;
 use guard::Guard;
 pub(crate) use look::Look;
@@ -58,7 +60,7 @@ use crate::verdict::{Failure, Verdict};
 /// Warms one edge. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(crate) struct Warmer {
-    turns: Arc<Turns<HttpClient>>,
+    turns: Arc<Turns<Connections>>,
     flights: Arc<Flights<(Verdict, Progress)>>,
     guard: Arc<Guard>,
     identity: Identity,
@@ -104,7 +106,7 @@ impl Warmer {
         let connect_limit = seconds(args.connect_timeout);
         let connector = TlsConnector::new(connector(guard.clone(), connect_limit), tls, connect_limit);
         Self {
-            turns: Arc::new(Turns::new(move || http_client(connector.clone()))),
+            turns: Arc::new(Turns::new(move || Connections::new(connector.clone()))),
             flights: Arc::new(Flights::new()),
             guard,
             identity: Identity::discover(args.instance),
@@ -196,14 +198,15 @@ impl Warmer {
     /// Fetches, or waits for what an equal request has under way already.
     async fn share(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
         let started = Instant::now();
-        let (flight, is_own) = self.flights.join(request, || {
-            let (warmer, request) = (self.clone(), request.clone());
-            async move { warmer.fetch_until(deadline, &request).await }
-        });
-        // Another's may have begun later, and end later.
-        let landed = tokio::time::timeout_at(deadline.into(), flight).await;
-        let (verdict, mut progress) =
-            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()));
+        let (flight, is_own) =
+            self.flights.join(request, || self.clone().fetch_until(deadline, request.clone()));
+        let (verdict, mut progress) = if is_own {
+            flight.await
+        } else {
+            // Another's may have begun later, and end later.
+            let landed = tokio::time::timeout_at(deadline.into(), flight).await;
+            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()))
+        };
         if !is_own {
             // What was read is told once.
             progress.attempts = 0;
@@ -215,13 +218,27 @@ impl Warmer {
     }
 
     /// Fetches within the time that there is.
-    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
+    async fn fetch_until(self, deadline: Instant, request: WarmRequest) -> (Verdict, Progress) {
         let mut progress = Progress::default();
-        let work = self.fetch_with_retries(deadline, request, &mut progress);
+        let work = self.fetch_with_retries(deadline, &request, &mut progress);
         let in_time = tokio::time::timeout_at(deadline.into(), work).await.ok();
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
         let verdict = in_time.or(progress.so_far.take());
         (verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout)), progress)
+    }
+
+    /// The outcome of what is known without a GET, from an earlier one.
+    pub(crate) async fn known(
+        &self,
+        request: &WarmRequest,
+        verdict: Verdict,
+        http_status: Option<u16>,
+        id: String,
+        source: Source,
+    ) -> Outcome {
+        let exchange = Exchange { http_status, ..Exchange::default() };
+        let progress = Progress { exchange, ..Progress::default() };
+        self.outcome(verdict, shown_url(request.url()), id, source, progress).await
     }
 
     /// The outcome of something that never became a request.

@@ -3,13 +3,13 @@
 //! Each host has a client of its own, and with it its connections: one that is slow or dead holds up nobody else, and a
 //! host that leaves the table takes its idle connections along.
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
-use moka::policy::EvictionPolicy;
-use moka::sync::Cache;
+use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use url::{Position, Url};
@@ -19,7 +19,8 @@ use super::limit::Limit;
 use crate::verdict::{Failure, Verdict};
 
 /// Hosts that are known at once; the one not asked for the longest leaves first.
-const MAX_HOSTS: u64 = 1_024;
+const MAX_HOSTS: NonZero<usize> = NonZero::new(1_024).expect("not zero");
+/// How long a host is known that nobody asks.
 const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// Requests that wait for a turn with one host; further ones are turned away at once. With those under way it is well
 /// below what `serve` takes in at once, so that one host alone cannot fill it.
@@ -38,8 +39,14 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// The hosts of one process. `C` is the client that each has for itself.
 pub(super) struct Turns<C> {
-    hosts: Cache<String, Arc<Host<C>>>,
+    /// By scheme, host and port, as a URL begins.
+    hosts: Mutex<LruCache<Box<str>, Known<C>>>,
     new_client: Box<dyn Fn() -> C + Send + Sync>,
+}
+
+struct Known<C> {
+    host: Arc<Host<C>>,
+    asked_at: Instant,
 }
 
 struct Host<C> {
@@ -92,13 +99,10 @@ struct Held {
 
 impl<C: Send + Sync + 'static> Turns<C> {
     pub(super) fn new(new_client: impl Fn() -> C + Send + Sync + 'static) -> Self {
-        let hosts = Cache::builder()
-            .max_capacity(MAX_HOSTS)
-            .time_to_idle(IDLE_LIMIT)
-            // moka's default may refuse a newcomer, which would then have no limit at all.
-            .eviction_policy(EvictionPolicy::lru())
-            .build();
-        Self { hosts, new_client: Box::new(new_client) }
+        // It grows as it is used.
+        let mut hosts = LruCache::unbounded();
+        hosts.resize(MAX_HOSTS);
+        Self { hosts: Mutex::new(hosts), new_client: Box::new(new_client) }
     }
 
     /// Waits for a turn with the URL's host, until `deadline` at most.
@@ -107,15 +111,32 @@ impl<C: Send + Sync + 'static> Turns<C> {
     /// [`Failure::CircuitOpen`] at once, and [`Failure::HostBusy`]: at once where the queue is full or the host asked to
     /// be left alone beyond the deadline, else at the deadline.
     pub(super) async fn take(&self, url: &Url, deadline: Instant) -> Result<Turn<C>, Failure> {
-        let name = &url[Position::BeforeHost..Position::BeforePath];
-        let key = if url.port().is_some() { name.to_owned() } else { format!("{name}:{}", url.scheme()) };
-        let host = self.hosts.get_with(key, || Arc::new(Host::new((self.new_client)())));
+        let host = self.host(&url[..Position::BeforePath]);
         host.turn(deadline).await
     }
 
     /// How all of them are now, in no order.
     pub(super) fn states(&self) -> Vec<HostState> {
-        self.hosts.iter().map(|(key, host)| host.shown(&key)).collect()
+        self.known().iter().map(|(key, known)| known.host.shown(key)).collect()
+    }
+
+    fn host(&self, key: &str) -> Arc<Host<C>> {
+        let (mut hosts, now) = (self.known(), Instant::now());
+        if let Some(known) = hosts.get_mut(key) {
+            known.asked_at = now;
+            return known.host.clone();
+        }
+        // The first to go is the one that was not asked for the longest.
+        while hosts.peek_lru().is_some_and(|(_, known)| now.duration_since(known.asked_at) >= IDLE_LIMIT) {
+            hosts.pop_lru();
+        }
+        let host = Arc::new(Host::new((self.new_client)()));
+        hosts.put(key.into(), Known { host: host.clone(), asked_at: now });
+        host
+    }
+
+    fn known(&self) -> MutexGuard<'_, LruCache<Box<str>, Known<C>>> {
+        lock(&self.hosts)
     }
 }
 
@@ -143,7 +164,7 @@ impl<C: Send + Sync + 'static> Host<C> {
     fn shown(&self, key: &str) -> HostState {
         let (state, now) = (self.state(), Instant::now());
         HostState {
-            host: key.rsplit_once(':').map_or(key, |(host, _)| host).to_owned(),
+            host: host_of(key).to_owned(),
             limit: state.limit.places(),
             in_flight: state.places.saturating_sub(self.permits.available_permits()) + state.late,
             waiting: self.waiting.load(Ordering::Relaxed),
@@ -223,6 +244,13 @@ impl<C: Send + Sync + 'static> Host<C> {
             permit.forget();
         }
     }
+}
+
+/// The host in a URL's beginning, without the port.
+fn host_of(origin: &str) -> &str {
+    let host = origin.split_once("://").map_or(origin, |(_, host)| host);
+    // The colons of an IPv6 address are in brackets.
+    host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -404,7 +432,7 @@ mod tests {
                 tokio::spawn(async move { turns.take(&slow, in_seconds(60)).await.err() })
             })
             .collect();
-        let host = turns.hosts.get("slow.example.com:https").unwrap();
+        let host = turns.host("https://slow.example.com");
         while host.waiting.load(Ordering::Relaxed) < MAX_WAITING {
             tokio::task::yield_now().await;
         }
@@ -443,7 +471,7 @@ mod tests {
             }
             assert_eq!(waited[99], if is_alive { 1 } else { 15 }, "alive: {is_alive}");
             tokio::time::sleep(Duration::from_secs(20)).await;
-            let known = turns.hosts.get("example.com:https").unwrap();
+            let known = turns.host("https://example.com");
             assert_eq!((known.state().late, known.permits.available_permits()), (0, 64), "all is given back");
         }
     }
@@ -550,7 +578,24 @@ mod tests {
         for n in 0..5_000 {
             turns.take(&url(&format!("https://h{n}.example.com/")), in_seconds(60)).await.ok().unwrap();
         }
-        turns.hosts.run_pending_tasks();
-        assert!(turns.hosts.entry_count() <= MAX_HOSTS);
+        assert_eq!(turns.states().len(), MAX_HOSTS.get());
+        assert_eq!(turns.states()[0].host, "h4999.example.com");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_nobody_asks_is_forgotten_with_the_next_new_one() {
+        let turns = turns();
+        for _ in 0..2 {
+            drop(turns.take(&url("https://a.example.com/"), in_seconds(60)).await.ok().unwrap());
+            tokio::time::advance(IDLE_LIMIT / 2).await;
+            drop(turns.take(&url("https://b.example.com/"), in_seconds(60)).await.ok().unwrap());
+        }
+        tokio::time::advance(IDLE_LIMIT / 2).await;
+        drop(turns.take(&url("https://c.example.com:8443/"), in_seconds(60)).await.ok().unwrap());
+        let mut known: Vec<_> = turns.states().into_iter().map(|state| state.host).collect();
+        known.sort();
+        assert_eq!(known, ["b.example.com", "c.example.com"]);
+        drop(turns.take(&url("https://[::1]/"), in_seconds(60)).await.ok().unwrap());
+        assert_eq!(turns.states()[0].host, "[::1]");
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::num::NonZero;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use moka::policy::EvictionPolicy;
-use moka::sync::Cache;
+use lru::LruCache;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -16,8 +17,10 @@ use super::token::Token;
 /// The sizes of keys that are used, in bits.
 const KEY_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// What all remembered tokens may take, at about 1 KiB each: a subscription has a new one every hour or so.
-const MAX_VERIFIED_BYTES: u64 = 4 << 20;
+/// Remembered tokens, at about 1 KiB each: a subscription has a new one every hour or so.
+const MAX_VERIFIED: NonZero<usize> = NonZero::new(512).expect("not zero");
+/// Longer tokens are verified each time; Google's have less than 2 KiB.
+const MAX_KEPT_BYTES: usize = 8 << 10;
 
 /// The keys of one answer of the key server, and the tokens that were verified with them: they go together.
 #[derive(Debug)]
@@ -121,33 +124,37 @@ fn number(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Tokens that need not be checked again until they expire. Only good ones come in, so no stranger can fill it.
-pub(super) struct Verified(Cache<Box<str>, f64>);
+pub(super) struct Verified(Mutex<LruCache<Box<str>, f64>>);
 
 /// Without the tokens: whoever reads one can push until it expires.
 impl fmt::Debug for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verified").field("tokens", &self.0.entry_count()).finish_non_exhaustive()
+        f.debug_struct("Verified").field("tokens", &self.tokens().len()).finish_non_exhaustive()
     }
 }
 
 impl Default for Verified {
     fn default() -> Self {
-        // Least recently used, where moka's default would keep tokens for having been used a lot before they expired.
-        let builder = Cache::<Box<str>, f64>::builder().eviction_policy(EvictionPolicy::lru());
-        let builder = builder.weigher(|token, _: &f64| u32::try_from(token.len()).unwrap_or(u32::MAX));
-        Self(builder.max_capacity(MAX_VERIFIED_BYTES).build())
+        Self(Mutex::new(LruCache::new(MAX_VERIFIED)))
     }
 }
 
 impl Verified {
     /// Whether this very token, to the byte, was verified and has not expired.
     pub(super) fn has(&self, token: &str, now_s: f64) -> bool {
-        self.0.get(token).is_some_and(|expiry_s| now_s < expiry_s)
+        self.tokens().get(token).is_some_and(|expiry_s| now_s < *expiry_s)
     }
 
     /// Remembers a token until it expires.
     pub(super) fn add(&self, token: &str, expiry_s: f64) {
-        self.0.insert(token.into(), expiry_s);
+        if token.len() <= MAX_KEPT_BYTES {
+            self.tokens().put(token.into(), expiry_s);
+        }
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, LruCache<Box<str>, f64>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -248,15 +255,16 @@ mod tests {
         assert!(verified.has("a.b.c", 99.9));
         assert!(!verified.has("a.b.c", 100.0));
         assert!(!verified.has("a.b.d", 0.0));
-        verified.0.run_pending_tasks();
         assert_eq!(format!("{verified:?}"), "Verified { tokens: 1, .. }");
-        let token = |n: usize| format!("{n:>16384}");
+        let token = |n: usize| format!("{n:>1024}");
         for n in 0..1_000 {
             verified.add(&token(n), 100.0);
         }
-        verified.0.run_pending_tasks();
-        assert!(verified.0.weighted_size() <= MAX_VERIFIED_BYTES);
+        assert_eq!(verified.tokens().len(), MAX_VERIFIED.get());
         assert!(verified.has(&token(999), 0.0));
         assert!(!verified.has("a.b.c", 0.0), "the oldest went first");
+        let long = "a".repeat(MAX_KEPT_BYTES + 1);
+        verified.add(&long, 100.0);
+        assert!(!verified.has(&long, 0.0), "it would take too much");
     }
 }

@@ -11,7 +11,7 @@ use super::cache_status;
 use super::headers::{bounded, joined, members, shown};
 use super::marks;
 use super::row::{Form, Pop, Row, Tier};
-use super::table::{OWN, ROWS};
+use super::table::OWN;
 
 /// What a cache says that it did; the later, the less it is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
