@@ -34,8 +34,6 @@ const RECEIVE_BUFFER_BYTES: u32 = 64 << 10;
 const SEND_BUFFER_BYTES: u32 = 16 << 10;
 /// The most that the target of a request may take: a push's is its path and a token of the operator's.
 const MAX_TARGET_BYTES: usize = 8_192;
-/// An unwrapped push has 100 attributes beside what every request has.
-const MAX_HEADERS: usize = 128;
 /// What a head may take in all, and what is read ahead of a body.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Requests of one HTTP/2 connection that are under way at once.
@@ -55,6 +53,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(crate) struct Server {
     listener: TcpListener,
     addr: SocketAddr,
+    max_headers: Option<usize>,
 }
 
 impl Server {
@@ -74,7 +73,12 @@ impl Server {
     fn bound(addr: SocketAddr, listener: io::Result<TcpListener>) -> anyhow::Result<Self> {
         let listener = listener.with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
-        Ok(Self { listener, addr })
+        Ok(Self { listener, addr, max_headers: None })
+    }
+
+    /// Takes so many headers of a request, instead of 100. hyper then keeps them on the heap, which costs each request more.
+    pub(crate) fn with_max_headers(self, max_headers: usize) -> Self {
+        Self { max_headers: Some(max_headers), ..self }
     }
 
     /// Where it listens.
@@ -93,7 +97,7 @@ impl Server {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let builder = builder();
+        let builder = builder(self.max_headers);
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let ending = Ending { draining: stop.clone(), closing: CancellationToken::new() };
@@ -167,15 +171,17 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 
 /// The limits of both versions of HTTP. Of the rest h2's own are right: it ends a connection on a flood of resets or of
 /// CONTINUATION frames.
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(max_headers: Option<usize>) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         // It would count the time between requests too; `connection.rs` has both limits.
         .header_read_timeout(None)
-        .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES);
+    if let Some(max_headers) = max_headers {
+        builder.http1().max_headers(max_headers);
+    }
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -35,6 +35,9 @@ use metrics::{ServeMetrics, States};
 /// How long a stop waits for pushes under way; Cloud Run kills after 10 s.
 const DRAIN_LIMIT: Duration = Duration::from_millis(9_500);
 
+/// An unwrapped push has 100 attributes beside what every request has.
+const MAX_UNWRAPPED_HEADERS: usize = 128;
+
 /// Why it is not ready before it has keys.
 const NO_KEYS: &str = "no key set yet to check push tokens with";
 
@@ -155,9 +158,12 @@ impl Serve {
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let auth = Auth::new(args.auth, stop.clone())?;
-        let server = Server::bind(SocketAddr::new(args.listen, args.port))
+        let mut server = Server::bind(SocketAddr::new(args.listen, args.port))
             .await
             .context("choose another port with --port or PORT, or end what uses this one")?;
+        if args.answers.payload == Payload::Unwrapped {
+            server = server.with_max_headers(MAX_UNWRAPPED_HEADERS);
+        }
         let metrics_server = match args.metrics.metrics_addr {
             Some(addr) => Some(MetricsServer::bind(addr).await.context("--metrics-addr")?),
             None => None,

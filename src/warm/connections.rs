@@ -102,7 +102,8 @@ impl Connections {
             tries += 1;
             let (mut sender, was_kept) = match self.0.take().await {
                 Some(sender) => (sender, tries <= MAX_IDLE),
-                None => (self.0.connect(&uri).await?, false),
+                // Boxed, since it takes more room than all the rest, and is rare.
+                None => (Box::pin(self.0.connect(&uri)).await?, false),
             };
             let in_use = |sender| InUse { sender: Some(sender), connections: Arc::downgrade(&self.0) };
             let sent = match &mut sender {

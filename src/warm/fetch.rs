@@ -1,6 +1,7 @@
 //! The GETs of one request: tried again while that may help, redirected, judged, looked at again, and hurried by nobody.
 
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -62,7 +63,8 @@ impl Warmer {
     async fn fetch(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Verdict {
         let first = self.get(deadline, request, progress).await;
         let verdict = if self.certify && first.may_have_changed() {
-            self.certified(first, deadline, request, progress).await
+            // Boxed: most requests take no room for it.
+            Box::pin(self.certified(first, deadline, request, progress)).await
         } else {
             first.verdict
         };
@@ -144,7 +146,10 @@ impl Warmer {
             let (asked, _) = get.clone().into_parts();
             progress.looks.push(Look::new(request.url(), &asked));
         }
-        let found = turn.spend(self.ask(&turn, get, request, followed, progress)).await;
+        let found = {
+            let asking = pin!(self.ask(&turn, get, request, followed, progress));
+            turn.spend(asking).await
+        };
         if self.shows_looks
             && let Some(look) = progress.looks.last_mut()
         {

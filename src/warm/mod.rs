@@ -31,6 +31,7 @@ mod stand;
 mod tls;
 mod turns;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -220,8 +221,11 @@ impl Warmer {
     /// Fetches within the time that there is.
     async fn fetch_until(self, deadline: Instant, request: WarmRequest) -> (Verdict, Progress) {
         let mut progress = Progress::default();
-        let work = self.fetch_with_retries(deadline, &request, &mut progress);
-        let in_time = tokio::time::timeout_at(deadline.into(), work).await.ok();
+        let in_time = {
+            // Pinned here, so that it is not moved about: it is large.
+            let work = pin!(self.fetch_with_retries(deadline, &request, &mut progress));
+            tokio::time::timeout_at(deadline.into(), work).await.ok()
+        };
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
         let verdict = in_time.or(progress.so_far.take());
         (verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout)), progress)

@@ -4,6 +4,7 @@
 //! host that leaves the table takes its idle connections along.
 
 use std::num::NonZero;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -265,7 +266,7 @@ impl<C: Send + Sync + 'static> Turn<C> {
     }
 
     /// Does `work`, which is all of the request. Where it takes long, others need no longer wait for it.
-    pub(super) async fn spend<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(super) async fn spend<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> T {
         let give_way = async {
             tokio::time::sleep_until(self.began + LATE).await;
             while !self.give_way() {
@@ -396,6 +397,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     fn turns() -> Turns<()> {
@@ -461,7 +464,9 @@ mod tests {
             }
             for _ in 0..64 {
                 let turn = turns.take(&host, in_seconds(60)).await.ok().unwrap();
-                tokio::spawn(async move { turn.spend(tokio::time::sleep(Duration::from_secs(15))).await });
+                tokio::spawn(
+                    async move { turn.spend(pin!(tokio::time::sleep(Duration::from_secs(15)))).await },
+                );
             }
             let started = Instant::now();
             let mut waited = Vec::new();

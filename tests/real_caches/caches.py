@@ -254,8 +254,15 @@ class Nginx(Cache):
         self.start("nginx", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf"))
 
     def reload(self):
+        before = self.children()
         subprocess.run(["nginx", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf"), "-s", "reload"],
                        check=True, capture_output=True)
+        # A worker of before may take a connection until it has gone.
+        wait_for("nginx has changed its workers", lambda: self.children() - before and not self.children() & before)
+
+    def children(self):
+        master = self.processes[-1].pid
+        return set(pathlib.Path(f"/proc/{master}/task/{master}/children").read_text().split())
 
 
 class Varnish(Cache):
