@@ -159,19 +159,22 @@ def is_variable(value: str) -> bool:
     return "$" in value or value.isupper()
 
 
-def commands_in(text: str, is_shell: bool):
-    """Each gcloud command in a text, with its line: of a shell script any; of a document those in code."""
+def commands_in(text: str, is_shell: bool, is_prose: bool = False):
+    """Each gcloud command in a text, with its line: of prose only those in code."""
     if is_shell:
         text = re.sub(r"(?m)^\s*#.*$", "", text)
     joined = text.replace("\\\n", " \x00")
-    line = 1
+    line, fenced = 1, False
     for part in re.split(r"(\n)", joined):
         if part == "\n":
             line += 1
             continue
+        fenced ^= part.startswith("```")
         for found in re.finditer(r"(?<![\w./-])gcloud +(?=[a-z])", part):
             rest = part[found.end():]
             before = part[: found.start()]
+            if is_prose and not fenced and before.count("`") % 2 == 0:
+                continue
             # Quoted in a sentence, or in a program's text.
             for quote in () if is_shell else ("`", '"'):
                 if before.count(quote) % 2 == 1:
@@ -340,7 +343,7 @@ def main():
     found = self_check(help_)
     count = 0
     for file in arguments.files or documents():
-        for line, words in commands_in(file.read_text(errors="replace"), is_shell(file)):
+        for line, words in commands_in(file.read_text(errors="replace"), is_shell(file), file.suffix == ".md"):
             count += 1
             shown = file.resolve().relative_to(ROOT) if file.resolve().is_relative_to(ROOT) else file
             found += [f"{shown}:{line}: {problem}" for problem in problems(help_, words)]

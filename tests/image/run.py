@@ -444,7 +444,7 @@ def main():
     arguments = parser.parse_args()
     try:
         contents(arguments.root, json.loads(arguments.inspected.read_text()))
-        work = arguments.work / "run"
+        work = arguments.work / "trial"
         work.mkdir()
         # Whoever runs inside is not root, and must get through.
         for folder in (arguments.work, work):
