@@ -324,11 +324,11 @@ mod tests {
     use crate::warm::stand::NameServer;
 
     /// Connections to a listener, with those that it accepts.
-    async fn connections() -> (Connections, mpsc::UnboundedReceiver<TcpStream>) {
+    async fn connections() -> (Connections, mpsc::Receiver<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr: SocketAddr = listener.local_addr().unwrap();
-        let (taken, streams) = mpsc::unbounded_channel();
-        tokio::spawn(async move { while taken.send(listener.accept().await.unwrap().0).is_ok() {} });
+        let (taken, streams) = mpsc::channel(64);
+        tokio::spawn(async move { while taken.send(listener.accept().await.unwrap().0).await.is_ok() {} });
         let connect_to = vec![format!("*={addr}").parse().unwrap()];
         let guard = Arc::new(Guard { connect_to, ..Guard::default() });
         let names = NameServer::start(HashMap::new(), Duration::ZERO).await.names(Duration::from_nanos(1));
