@@ -91,7 +91,8 @@ impl Connections {
     /// Sends a request, whose URI is absolute; to the head of its response.
     ///
     /// # Errors
-    /// [`Unanswered`]. A connection that was kept and is closed before it takes the request is none: another one is used.
+    /// [`Unanswered`]. A connection that was kept and is closed before it answers is none: another one is used, since GET and
+    /// HEAD may be sent twice (RFC 9110, section 9.2.2).
     pub(super) async fn request(
         &self,
         mut request: Request<Body>,
@@ -105,6 +106,8 @@ impl Connections {
                 // Boxed, since it takes more room than all the rest, and is rare.
                 None => (Box::pin(self.0.connect(&uri)).await?, false),
             };
+            // What was sent is gone.
+            let again = was_kept.then(|| request.clone());
             let in_use = |sender| InUse { sender: Some(sender), connections: Arc::downgrade(&self.0) };
             let sent = match &mut sender {
                 Sender::Http1(sender) => {
@@ -123,19 +126,21 @@ impl Connections {
                     if let Sender::Http2(_) = sender {
                         drop(in_use(sender));
                     }
-                    request = unsent(error, was_kept)?;
+                    request = unanswered(error, again)?;
                 }
             }
         }
     }
 }
 
-/// The request, where it never left and may take another connection.
-fn unsent(mut error: TrySendError<Request<Body>>, was_kept: bool) -> Result<Request<Body>, Unanswered> {
-    match error.take_message().filter(|_| was_kept) {
-        Some(request) => Ok(request),
-        None => Err(Unanswered::Http(error.into_error())),
-    }
+/// The request to send once more, where a kept connection was closed on it.
+fn unanswered(
+    mut error: TrySendError<Request<Body>>,
+    again: Option<Request<Body>>,
+) -> Result<Request<Body>, Unanswered> {
+    let never_left = error.take_message().is_some();
+    let error = error.into_error();
+    again.filter(|_| never_left || error.is_incomplete_message()).ok_or(Unanswered::Http(error))
 }
 
 /// As HTTP/1.1 has it (RFC 9112, section 3.2.1).
@@ -300,5 +305,130 @@ impl Error for Unanswered {
             Self::Connect(error) => Some(&**error),
             Self::Http(error) => Some(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::SocketAddr;
+
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::warm::connect::Connector;
+    use crate::warm::guard::Guard;
+    use crate::warm::stand::NameServer;
+
+    /// Connections to a listener, with those that it accepts.
+    async fn connections() -> (Connections, mpsc::Receiver<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr: SocketAddr = listener.local_addr().unwrap();
+        let (taken, streams) = mpsc::channel(64);
+        tokio::spawn(async move { while taken.send(listener.accept().await.unwrap().0).await.is_ok() {} });
+        let connect_to = vec![format!("*={addr}").parse().unwrap()];
+        let guard = Arc::new(Guard { connect_to, ..Guard::default() });
+        let names = NameServer::start(HashMap::new(), Duration::ZERO).await.names(Duration::from_nanos(1));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.unwrap().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let limit = Duration::from_secs(3_600);
+        (Connections::new(TlsConnector::new(Connector::new(guard, names, limit), tls, limit)), streams)
+    }
+
+    fn get() -> Request<Body> {
+        Request::builder().uri("http://example.com/a?b").body(Empty::new()).unwrap()
+    }
+
+    /// Answers one request with so many bytes of those that it says.
+    async fn answer(stream: &mut TcpStream, said: usize, sent: usize) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {said}\r\n\r\n{}", "x".repeat(sent));
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8(head).unwrap().to_lowercase()
+    }
+
+    /// Sends a request, which this answers, and reads the answer.
+    async fn whole(connections: &Connections, stream: impl Future<Output = TcpStream>) -> TcpStream {
+        let answered = async {
+            let mut stream = stream.await;
+            let head = answer(&mut stream, 5, 5).await;
+            assert!(
+                head.starts_with("get /a?b http/1.1\r\n") && head.contains("\r\nhost: example.com\r\n"),
+                "{head}"
+            );
+            stream
+        };
+        let asked = async {
+            let (response, _in_use) = connections.request(get()).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "xxxxx");
+        };
+        tokio::join!(answered, asked).0
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_while_it_rested_costs_no_request() {
+        let (connections, mut streams) = connections().await;
+        let mut first = whole(&connections, async { streams.recv().await.unwrap() }).await;
+        for _ in 0..3 {
+            first = whole(&connections, async { first }).await;
+        }
+        assert!(streams.try_recv().is_err(), "one is enough");
+        drop(first);
+        whole(&connections, async { streams.recv().await.unwrap() }).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_body_left_on_it_is_not_used_again() {
+        let (connections, mut streams) = connections().await;
+        let (mut first, ()) = tokio::join!(
+            async {
+                let mut stream = streams.recv().await.unwrap();
+                answer(&mut stream, 1 << 30, 10).await;
+                stream
+            },
+            async {
+                let (response, in_use) = connections.request(get()).await.unwrap();
+                drop(response);
+                drop(in_use);
+            }
+        );
+        whole(&connections, async { streams.recv().await.unwrap() }).await;
+        assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0, "it is closed");
+    }
+
+    #[tokio::test]
+    async fn as_many_are_kept_as_may_rest_and_for_as_long() {
+        let (connections, mut streams) = connections().await;
+        let mut accepted = Vec::new();
+        let mut in_use = Vec::new();
+        for _ in 0..MAX_IDLE + 5 {
+            let (stream, asked) = tokio::join!(
+                async {
+                    let mut stream = streams.recv().await.unwrap();
+                    answer(&mut stream, 0, 0).await;
+                    stream
+                },
+                connections.request(get())
+            );
+            accepted.push(stream);
+            in_use.push(asked.unwrap().1);
+        }
+        drop(in_use);
+        assert_eq!(connections.0.kept().idle.len(), MAX_IDLE);
+        tokio::time::pause();
+        tokio::time::advance(IDLE_LIMIT / 2).await;
+        assert!(connections.0.take().await.is_some(), "it rests for longer than that");
+        tokio::time::advance(IDLE_LIMIT).await;
+        for mut stream in accepted {
+            assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "it is closed");
+        }
+        assert!(!connections.0.kept().is_swept, "nobody looks after nothing");
     }
 }

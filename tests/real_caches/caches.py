@@ -534,35 +534,48 @@ def main():
     # A stop ends the caches too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     binary = str(pathlib.Path(arguments.binary).resolve())
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="cdnwarm-caches."))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="cdnwarm-caches.", dir=open_to_all()))
     folder.chmod(0o777)
-    failed = 0
     chosen = [kind for kind in CACHES if arguments.only in (None, kind.__name__.lower())]
-    for kind in chosen:
-        cache = kind(folder / kind.__name__.lower(), Origin())
-        print(f"{kind.__name__}", flush=True)
-        try:
-            cache.run()
-            run = Run(binary, cache)
-            run.every_kind()
-            run.expiry()
-            run.versions()
-            if kind in (Nginx, Varnish):
-                run.advice()
-            if kind is Nginx:
-                run.silence()
-            print(f"  {run.looks} looks, each as the log has it: {dict(sorted(run.told.items()))}")
-        except (Failure, FileNotFoundError, subprocess.SubprocessError) as error:
-            failed += 1
-            print(f"\nFAILED {kind.__name__}: {error}", file=sys.stderr)
-        finally:
-            cache.stop()
-    if arguments.keep:
-        print(folder)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        failed = sum(not holds(kind, folder, binary) for kind in chosen)
+    finally:
+        if arguments.keep:
+            print(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
     print(f"{len(chosen) - failed} passed, {failed} failed")
     return 1 if failed else 0
+
+
+def open_to_all():
+    """Where temporary files are, if everybody may go there: caches run as users of their own."""
+    folder = pathlib.Path(tempfile.gettempdir())
+    is_open = all(above.stat().st_mode & 0o001 for above in (folder, *folder.parents))
+    return folder if is_open else pathlib.Path("/var/tmp")
+
+
+def holds(kind, folder, binary):
+    """Whether all that is said of one kind of cache is so."""
+    cache = kind(folder / kind.__name__.lower(), Origin())
+    print(f"{kind.__name__}", flush=True)
+    try:
+        cache.run()
+        run = Run(binary, cache)
+        run.every_kind()
+        run.expiry()
+        run.versions()
+        if kind in (Nginx, Varnish):
+            run.advice()
+        if kind is Nginx:
+            run.silence()
+    except (Failure, FileNotFoundError, subprocess.SubprocessError) as error:
+        print(f"\nFAILED {kind.__name__}: {error}", file=sys.stderr)
+        return False
+    finally:
+        cache.stop()
+    print(f"  {run.looks} looks, each as the log has it: {dict(sorted(run.told.items()))}")
+    return True
 
 
 if __name__ == "__main__":
