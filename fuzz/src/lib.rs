@@ -20,6 +20,8 @@ use warm::guard::Guard;
 mod outcome;
 #[path = "../../src/request.rs"]
 mod request;
+#[path = "../../src/shown_url.rs"]
+mod shown_url;
 #[path = "../../src/verdict.rs"]
 mod verdict;
 #[path = "../../src/version.rs"]
