@@ -2,7 +2,7 @@
 //!
 //! The files are taken one by one, so that a target builds in seconds and without librdkafka; each stands in a module of
 //! the same name as there. A new target is a function here, a file in `fuzz_targets/` and its `[[bin]]` in `Cargo.toml`.
-#![allow(dead_code, reason = "each target needs a part of what the files hold")]
+#![allow(dead_code, unused_imports, reason = "each target needs a part of what the files hold")]
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
