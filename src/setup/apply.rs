@@ -9,14 +9,14 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::BackoffBuilder;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::api::ApiError;
+use super::api::{ApiError, delays};
 use super::live::Live;
 use super::plan::{Action, Step, all_of, step};
 use super::progress::Progress;
@@ -106,17 +106,12 @@ async fn one(live: &Live, planned: &Step, adopt: bool) -> anyhow::Result<()> {
         return delete(live, planned).await;
     }
     let deadline = Instant::now() + live.client.retry_for();
-    let mut delays = delays();
+    let mut delays = delays().build();
     // The plan's own look is recent enough for the first try, but not where an earlier step changed what is wanted here.
     let mut now = step(live, planned.resource.clone(), planned.live.clone(), adopt);
     loop {
         may_do(planned, &now)?;
-        let tried = tokio::select! {
-            tried = act(live, &now) => tried,
-            // Calls that change something are never cut off; waiting for them to take effect is.
-            () = stopped_for_long(live) => bail!("stopped while it was under way; it may yet be done"),
-        };
-        match tried {
+        match unless_stopped(live, act(live, &now)).await {
             Ok(()) if now.action == Action::Replace => {
                 // Deleted; now it is to be made.
                 now = look(live, &planned.resource, adopt).await?;
@@ -128,14 +123,8 @@ async fn one(live: &Live, planned: &Step, adopt: bool) -> anyhow::Result<()> {
             Err(error) if passes(&error) => {
                 let asked_for = error.downcast_ref::<ApiError>().and_then(ApiError::retry_after);
                 let delay = delays.next().unwrap_or_default().max(asked_for.unwrap_or_default());
-                if Instant::now() + delay > deadline || live.stop.is_cancelled() {
-                    return Err(error);
-                }
                 tracing::debug!("again in {} ms: {}: {error:#}", delay.as_millis(), planned.resource.key());
-                tokio::select! {
-                    () = sleep(delay) => {}
-                    () = live.stop.cancelled() => return Err(error),
-                }
+                pause(live, delay, deadline, error).await?;
                 now = look(live, &planned.resource, adopt).await?;
             }
             Err(error) => return Err(error),
@@ -161,19 +150,38 @@ async fn act(live: &Live, step: &Step) -> anyhow::Result<()> {
 
 async fn delete(live: &Live, step: &Step) -> anyhow::Result<()> {
     let deadline = Instant::now() + live.client.retry_for();
-    let mut delays = delays();
+    let mut delays = delays().build();
     let mut found = step.live.clone();
     loop {
         // Somebody may have made another of this name since the plan was shown.
         let Some(there) = found.filter(|there| step.resource.is_ours(there)) else { return Ok(()) };
-        match live.delete(&step.resource, &there).await {
+        match unless_stopped(live, live.delete(&step.resource, &there)).await {
             Ok(()) => return Ok(()),
-            Err(error) if passes(&error) && Instant::now() < deadline && !live.stop.is_cancelled() => {
-                sleep(delays.next().unwrap_or_default()).await;
+            Err(error) if passes(&error) => {
+                pause(live, delays.next().unwrap_or_default(), deadline, error).await?;
                 found = live.read(&step.resource).await?;
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Waits before the next try, unless that would be too late or a stop comes: then the failure stands.
+async fn pause(live: &Live, delay: Duration, deadline: Instant, error: anyhow::Error) -> anyhow::Result<()> {
+    if Instant::now() + delay > deadline {
+        return Err(error);
+    }
+    tokio::select! {
+        () = sleep(delay) => Ok(()),
+        () = live.stop.cancelled() => Err(error),
+    }
+}
+
+/// Calls that change something are not cut off by a stop; waiting for them to take effect is.
+async fn unless_stopped(live: &Live, acting: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        acted = acting => acted,
+        () = stopped_for_long(live) => bail!("stopped while it was under way; it may yet be done"),
     }
 }
 
@@ -198,15 +206,6 @@ fn passes(error: &anyhow::Error) -> bool {
 async fn stopped_for_long(live: &Live) {
     live.stop.cancelled().await;
     sleep(Duration::from_secs(5)).await;
-}
-
-fn delays() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(Duration::from_secs(10))
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// Asks a person, who must be there.

@@ -205,17 +205,19 @@ impl Live {
         self.client.call(Api::Dataflow, Method::PUT, &path, Some(&asked)).await?;
         let deadline = Instant::now() + DRAIN_LIMIT;
         let mut wait = std::time::Duration::from_millis(200);
-        while Instant::now() < deadline {
+        loop {
             let job = self.client.call(Api::Dataflow, Method::GET, &path, None).await?;
             let over = ["DRAINED", "DONE", "FAILED", "CANCELLED", "UPDATED"];
             let state = job["currentState"].as_str().unwrap_or_default();
             if over.contains(&state.trim_start_matches("JOB_STATE_")) {
                 return Ok(());
             }
+            if Instant::now() > deadline {
+                return Err(ApiError::late(Api::Dataflow, &path, DRAIN_LIMIT));
+            }
             sleep(wait).await;
             wait = (wait * 2).min(DRAIN_POLL);
         }
-        Ok(())
     }
 }
 

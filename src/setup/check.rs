@@ -6,12 +6,13 @@ use super::config::{BridgeKind, Config, RegionService};
 use crate::pubsub::TopicName;
 
 /// What the setup decides for `serve`: the first two must fit the service's access, the others its limits.
-const SERVES_OWN: [&str; 9] = [
+const SERVES_OWN: [&str; 10] = [
     "--trust-platform-auth",
     "--insecure-accept-unauthenticated",
     "--push-audience",
     "--push-service-account",
     "--malformed",
+    "--max-delivery-attempts",
     "--max-in-flight",
     "--region",
     "--timeout",
@@ -31,6 +32,7 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     ensure!(
         (6..=30).contains(&project.len())
             && project.starts_with(|c: char| c.is_ascii_lowercase())
+            && !project.ends_with('-')
             && project.chars().all(allowed),
         "project: {project:?} is no project id (6 to 30 lower-case letters, digits and -)"
     );
@@ -42,6 +44,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     ensure!(!config.regions.is_empty(), "regions: name at least one, for example [regions.us-central1]");
     for service in config.services() {
         check_service(&service)?;
+    }
+    for (key, name) in names(config) {
+        plain(key, name)?;
     }
     check_push(config)?;
     account("push.account", &config.push.account)?;
@@ -71,9 +76,37 @@ fn topic(project: &str, key: &str, name: &str) -> anyhow::Result<()> {
     full.parse::<TopicName>().map(|_| ()).map_err(|why| anyhow::anyhow!("{key}: {why}"))
 }
 
+/// The names that become a part of a path.
+fn names(config: &Config) -> Vec<(&'static str, &str)> {
+    let (registry, bridge) = (&config.registry, &config.bridge);
+    let mut names = vec![
+        ("registry.location", registry.location.as_str()),
+        ("registry.repository", &registry.repository),
+        ("kafka.secret", &config.kafka.secret),
+        ("bridge.region", &bridge.region),
+    ];
+    if !config.push.subscription_prefix.is_empty() {
+        names.push(("push.subscription-prefix", &config.push.subscription_prefix));
+    }
+    names.extend(bridge.dataflow.iter().map(|dataflow| ("bridge.dataflow.job", dataflow.job.as_str())));
+    names.extend(config.trigger.iter().map(|trigger| ("trigger.name", trigger.name.as_str())));
+    names
+}
+
+fn plain(key: &str, name: &str) -> anyhow::Result<()> {
+    ensure!(
+        name.starts_with(|c: char| c.is_ascii_alphabetic())
+            && name.len() <= 255
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)),
+        "{key}: {name:?} is no name (a letter, then letters, digits, -, _ and .)"
+    );
+    Ok(())
+}
+
 fn account(key: &str, id: &str) -> anyhow::Result<()> {
     ensure!(
         (6..=30).contains(&id.len())
+            && id.starts_with(|c: char| c.is_ascii_lowercase())
             && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
         "{key}: {id:?} is no service account's id (6 to 30 lower-case letters, digits and -, without the @)"
     );
@@ -229,6 +262,9 @@ mod tests {
             ),
             (&format!("{least}[trigger]\nrepository = \"owner/name\"\n"), "trigger.repository"),
             (&format!("{least}[kafka]\ncreate-topic = true\n"), "kafka.create-topic needs kafka.env-file"),
+            (&format!("{least}[kafka]\nsecret = \"a/b\"\n"), "kafka.secret: \"a/b\" is no name"),
+            (&format!("{least}[push]\nsubscription-prefix = \"a?\"\n"), "push.subscription-prefix: \"a?\""),
+            (&format!("{least}[bridge]\nregion = \"\"\n"), "bridge.region: \"\" is no name"),
         ] {
             let error = format!("{:#}", Config::parse(text).expect_err(text));
             assert!(error.contains(expected), "{text:?} gave {error:?}");

@@ -1,7 +1,8 @@
 //! `cdnwarm setup`: every region of a real project from one file.
 //!
 //! `config` reads `cdnwarm.toml` (`keys` and `check` refuse what cannot be meant), `desired` makes a list of `resource`s
-//! of it, `live` reads what there is, `plan` compares (`diff`), `show` prints, `apply` does it by `change`, `status` looks.
+//! of it, `live` reads what there is, `plan` compares (`diff`; `left_over` finds what an
+//! earlier form of the file made), `show` prints, `apply` does it by `change`, `status` looks.
 //! `api` speaks to Google Cloud, and is the only part that does. What is a kind of object is a row in `kinds`.
 
 mod api;
@@ -14,6 +15,7 @@ mod diff;
 mod kafka;
 mod keys;
 mod kinds;
+mod left_over;
 mod live;
 mod plan;
 mod progress;
@@ -172,7 +174,7 @@ async fn plan(live: &Live, project: &Project<'_>, args: &Args, adopt: bool) -> a
         desired::resources(project).into_iter().filter(|resource| args.wants(resource)).collect();
     let mut plan = Plan::make(live, resources, adopt).await?;
     if args.only.is_empty() && args.only_region.is_empty() {
-        plan.steps.extend(plan::left_over(live, project).await?);
+        plan.steps.extend(left_over::left_over(live, project).await?);
     }
     Ok(plan)
 }
@@ -190,7 +192,7 @@ async fn destroy(
         .collect();
     let mut plan = Plan::of_deletion(live, resources).await?;
     if args.only.is_empty() && args.only_region.is_empty() {
-        plan.steps.extend(plan::left_over(live, project).await?);
+        plan.steps.extend(left_over::left_over(live, project).await?);
     }
     print_plan(&plan, project, args)?;
     if !plan.changes() {
@@ -236,17 +238,18 @@ impl Args {
     }
 }
 
-/// The project's number, by which Google's accounts and the services' URLs are named.
+/// The project's number, by which Google's accounts and the services' URLs are named. Service Usage knows it too, and is
+/// the API that is enabled in a project in which nothing else is.
 async fn project_number(live: &Live, config: &Config) -> anyhow::Result<u64> {
     if let Some(number) = config.project_number {
         return Ok(number);
     }
-    let path = format!("v3/projects/{}", config.project);
-    let found = live.client.call(Api::ResourceManager, Method::GET, &path, None).await;
+    let path = format!("v1/projects/{}/services/{}", config.project, Api::ServiceUsage.host());
+    let found = live.client.call(Api::ServiceUsage, Method::GET, &path, None).await;
     let found = found.with_context(|| {
-        format!("looking up project {} (or set project-number in the file)", config.project)
+        format!("looking up the number of project {} (or set project-number in the file)", config.project)
     })?;
-    let number = found["name"].as_str().and_then(|name| name.strip_prefix("projects/")?.parse().ok());
+    let number = found["parent"].as_str().and_then(|parent| parent.strip_prefix("projects/")?.parse().ok());
     number.with_context(|| format!("project {} has no number", config.project))
 }
 

@@ -5,14 +5,12 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use super::api::{Api, ApiError};
-use super::desired::Project;
 use super::diff::{Difference, all, differences};
-use super::kinds;
 use super::live::Live;
-use super::resource::{How, LABEL, Resource};
+use super::resource::{How, Resource};
 
 /// Reads under way at once; Google's quotas for reading are far above it.
-const READS: usize = 16;
+pub(super) const READS: usize = 16;
 
 /// What becomes of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +136,10 @@ impl Plan {
                     matches!(other.resource.how, How::Object(_)) && other.resource.name == step.resource.name
                 })
             };
-            if matches!(step.resource.how, How::Policy(_)) && step.live.is_none() && !made() {
+            // The project is there, even where its own API is not enabled yet.
+            let project =
+                matches!(step.resource.how, How::Policy(target) if target.api == Api::ResourceManager);
+            if matches!(step.resource.how, How::Policy(_)) && !project && step.live.is_none() && !made() {
                 let advice = match step.resource.name.contains("/secrets/") {
                     true => ": create it, or name kafka.env-file and have it made",
                     false => "",
@@ -182,7 +183,11 @@ fn is_fixed(resource: &Resource, differences: &[Difference]) -> bool {
     differences.iter().any(|d| d.path.first().is_some_and(|field| fixed.contains(&field.as_str())))
 }
 
-async fn read_all(live: &Live, resources: &[Resource]) -> anyhow::Result<Vec<Option<Value>>> {
+/// The live state of each resource.
+///
+/// # Errors
+/// What cannot be read, all of it at once, or a stop.
+pub(super) async fn read_all(live: &Live, resources: &[Resource]) -> anyhow::Result<Vec<Option<Value>>> {
     let reads = resources.iter().map(|resource| live.read(resource));
     let reads = stream::iter(reads).buffered(READS).collect::<Vec<_>>();
     let read = tokio::select! {
@@ -215,74 +220,6 @@ pub(super) fn all_of(errors: &[anyhow::Error]) -> anyhow::Error {
         lines.push(format!("all missing roles: {}", roles.join(", ")));
     }
     anyhow::anyhow!("{}", lines.join("\n"))
-}
-
-/// Regions that are no longer in the file: their services and subscriptions, found by their labels. The subscription,
-/// by which they are found, goes last.
-///
-/// # Errors
-/// What cannot be read.
-pub(super) async fn left_over(live: &Live, project: &Project<'_>) -> anyhow::Result<Vec<Step>> {
-    let path = format!("v1/projects/{}/subscriptions", project.config.project);
-    let all = live.client.list(Api::Pubsub, &path, "subscriptions").await?;
-    let services = project.config.services();
-    let wanted: Vec<String> = services.iter().map(|service| project.subscription(service)).collect();
-    let mut steps = Vec::new();
-    for found in all {
-        let name = found["name"].as_str().unwrap_or_default().to_owned();
-        let label = name.rsplit('/').next().unwrap_or_default().to_owned();
-        let is_ours = found["labels"][LABEL.0] == LABEL.1 && found["topic"] == project.topic();
-        let Some(region) = found["labels"]["cdnwarm-region"].as_str().filter(|_| is_ours) else { continue };
-        if wanted.contains(&label) {
-            continue;
-        }
-        let mut after = Vec::new();
-        let url = found["pushConfig"]["pushEndpoint"].as_str().unwrap_or_default();
-        if let Some(service) = service_of(project, region, url)
-            && let Some(there) = live.read(&service).await?
-            && service.is_ours(&there)
-        {
-            after.push(service.key());
-            steps.push(deletion(service, there));
-        }
-        let subscription =
-            left(super::resource::Part::Subscriptions, &kinds::SUBSCRIPTION, label, name, region, after);
-        steps.push(deletion(subscription, found));
-    }
-    Ok(steps)
-}
-
-fn deletion(resource: Resource, live: Value) -> Step {
-    Step { resource, action: Action::Delete, differences: Vec::new(), live: Some(live) }
-}
-
-/// `https://SERVICE-NUMBER.REGION.run.app` names the service.
-fn service_of(project: &Project<'_>, region: &str, url: &str) -> Option<Resource> {
-    let end = format!("-{}.{region}.run.app", project.number);
-    let service = url.strip_prefix("https://")?.strip_suffix(end.as_str())?;
-    let name = format!("projects/{}/locations/{region}/services/{service}", project.config.project);
-    let label = format!("{region}/{service}");
-    Some(left(super::resource::Part::Services, &kinds::SERVICE, label, name, region, Vec::new()))
-}
-
-fn left(
-    part: super::resource::Part,
-    spec: &'static super::resource::Spec,
-    label: String,
-    name: String,
-    region: &str,
-    after: Vec<String>,
-) -> Resource {
-    let region = Some(region.to_owned());
-    Resource {
-        part,
-        region,
-        how: How::Object(spec),
-        label,
-        name,
-        fields: Value::Object(Default::default()),
-        after,
-    }
 }
 
 fn has_members(resource: &Resource, live: &Value) -> bool {

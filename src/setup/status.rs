@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::api::{Api, ApiError, encoded};
-use super::config::BridgeKind;
+use super::config::{BridgeKind, RegionService};
 use super::desired::Project;
 use super::live::Live;
+use super::plan::READS;
 use super::resource::{How, Resource};
 
 /// Pub/Sub's metrics are some minutes late.
@@ -56,32 +58,15 @@ impl Status {
             newest(live, project, "num_undelivered_messages"),
             newest(live, project, "oldest_unacked_message_age"),
         )?;
-        let mut regions = Vec::new();
-        for service in project.config.services() {
-            let name = format!(
-                "projects/{}/locations/{}/services/{}",
-                project.config.project, service.region, service.name
-            );
-            let subscription = project.subscription(&service);
-            let path = format!("v1/projects/{}/subscriptions/{subscription}", project.config.project);
-            let service_path = format!("v2/{name}");
-            let (run, pubsub) = tokio::try_join!(
-                live.client.find(Api::Run, &service_path),
-                live.client.find(Api::Pubsub, &path)
-            )?;
-            let condition = run.as_ref().map(|run| &run["terminalCondition"]);
-            let ready = condition.is_some_and(|condition| condition["state"] == "CONDITION_SUCCEEDED");
-            regions.push(Region {
-                region: service.region.clone(),
-                url: run.as_ref().map(|_| project.url(&service)),
-                revision: run.as_ref().and_then(|run| last_part(&run["latestReadyRevision"])),
-                ready,
-                problem: if ready { None } else { Some(problem(condition)) },
-                subscription: pubsub.is_some(),
-                backlog: backlog.get(&subscription).copied(),
-                oldest_unacked_s: oldest.get(&subscription).copied(),
-            });
-        }
+        let services = project.config.services();
+        let regions = services.iter().map(async |service| {
+            let mut region = region(live, project, service).await?;
+            let subscription = project.subscription(service);
+            region.backlog = backlog.get(&subscription).copied();
+            region.oldest_unacked_s = oldest.get(&subscription).copied();
+            Ok::<_, ApiError>(region)
+        });
+        let regions = stream::iter(regions).buffered(READS).try_collect().await?;
         Ok(Self { regions, bridge: bridge(live, project, all).await? })
     }
 
@@ -127,6 +112,27 @@ impl Status {
         }
         text + &problems
     }
+}
+
+/// One region's service and subscription; their metrics are asked for once for all.
+async fn region(live: &Live, project: &Project<'_>, service: &RegionService) -> Result<Region, ApiError> {
+    let id = &project.config.project;
+    let run = format!("v2/projects/{id}/locations/{}/services/{}", service.region, service.name);
+    let subscription = format!("v1/projects/{id}/subscriptions/{}", project.subscription(service));
+    let (run, subscription) =
+        tokio::try_join!(live.client.find(Api::Run, &run), live.client.find(Api::Pubsub, &subscription))?;
+    let condition = run.as_ref().map(|run| &run["terminalCondition"]);
+    let ready = condition.is_some_and(|condition| condition["state"] == "CONDITION_SUCCEEDED");
+    Ok(Region {
+        region: service.region.clone(),
+        url: run.as_ref().map(|_| project.url(service)),
+        revision: run.as_ref().and_then(|run| last_part(&run["latestReadyRevision"])),
+        ready,
+        problem: if ready { None } else { Some(problem(condition)) },
+        subscription: subscription.is_some(),
+        backlog: None,
+        oldest_unacked_s: None,
+    })
 }
 
 fn problem(condition: Option<&Value>) -> String {

@@ -238,6 +238,39 @@ async fn a_region_that_leaves_the_file_leaves_the_project() {
 
 #[tokio::test]
 #[ignore = "needs Google's discovery documents"]
+async fn a_bridge_that_moves_or_is_no_more_wanted_leaves_nothing_that_runs_or_alerts() {
+    let (kafka, google) = (Kafka::start_embedded(), Google::start(State::with_apis(&AT_FIRST)).await);
+    let file = full(&kafka);
+    let setup = Setup::of(&google, &file);
+    setup.ok(&["apply", "--yes"]).await;
+    // Another file's bridge in the same project, for another topic.
+    let pools =
+        |region: &str| format!("run projects/{PROJECT}/locations/{region}/workerPools/cdnwarm-bridge");
+    let mut other = google.state().objects[&pools("us-central1")].clone();
+    other["template"]["containers"][0]["args"][3] = json!(format!("projects/{PROJECT}/topics/other"));
+    google.state().objects.insert(pools("europe-west9"), other);
+    let moved = format!("{file}[regions.europe-west9]\n[bridge]\nregion = \"europe-west1\"\n");
+    setup.write(&moved);
+    let steps = setup.changes(&["--only", "bridge"]).await;
+    assert_eq!(steps, ["create worker pool europe-west1/cdnwarm-bridge"]);
+    let steps = setup.changes(&[]).await;
+    assert_eq!(steps.last().unwrap(), "delete worker pool us-central1/cdnwarm-bridge", "{steps:#?}");
+    setup.ok(&["apply", "--yes"]).await;
+    assert_eq!(setup.changes(&[]).await, NOTHING);
+    setup.write(&moved.replace("[bridge]\n", "[bridge]\nkind = \"none\"\n"));
+    let steps = setup.changes(&[]).await;
+    let alert = "alert policy cdnwarm: the bridge falls behind, or is silent (warming_urls)";
+    assert_eq!(steps, ["delete worker pool europe-west1/cdnwarm-bridge", &format!("delete {alert}")]);
+    setup.ok(&["apply", "--yes"]).await;
+    assert_eq!(setup.changes(&[]).await, NOTHING);
+    let left: Vec<String> =
+        google.state().objects.keys().filter(|key| key.contains("workerPools")).cloned().collect();
+    assert_eq!(left, [pools("europe-west9")]);
+    google.take_calls();
+}
+
+#[tokio::test]
+#[ignore = "needs Google's discovery documents"]
 async fn new_credentials_are_a_new_version_and_a_new_revision_and_are_never_shown() {
     let (mut kafka, google) = (Kafka::start_embedded(), Google::start(State::with_apis(&AT_FIRST)).await);
     kafka.set("sasl.password", "hunter2");
@@ -347,10 +380,16 @@ async fn a_newcomers_plan_is_what_the_documents_show() {
     let setup = Setup::of(&google, SMALL);
     setup.add("kafka-env", &std::fs::read_to_string(kafka.env(&[])).unwrap());
     let plan = setup.ok(&["plan"]).await;
-    let shown = format!("$ cat cdnwarm.toml\n{SMALL}\n$ cdnwarm setup plan\n{plan}");
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/plan-example.txt");
+    google.take_calls();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/deploy.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    assert!(document.contains(&format!("```toml\n{SMALL}```")), "{path} shows another file");
+    let (before, rest) = document.split_once("<!-- plan -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- end -->\n").unwrap();
+    let expected = format!("{before}<!-- plan -->\n```text\n{plan}```\n<!-- end -->\n{after}");
     if crate::support::setting("CDNWARM_OVERWRITE").is_some() {
-        std::fs::write(path, &shown).unwrap();
+        std::fs::write(path, expected).unwrap();
+    } else {
+        assert!(document == expected, "{path} has another plan than\n{plan}");
     }
-    assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), shown);
 }

@@ -34,7 +34,13 @@ pub(in crate::setup) struct ClientArgs {
     endpoint: Vec<Endpoint>,
 
     /// Seconds for which a failure that may pass is tried again
-    #[arg(long, value_name = "SECONDS", global = true, default_value_t = 180, env = "CDNWARM_RETRY_FOR")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        global = true,
+        default_value_t = 180,
+        env = "CDNWARM_SETUP_RETRY_FOR"
+    )]
     retry_for: u16,
 }
 
@@ -197,7 +203,7 @@ impl Client {
                               key file";
         let credentials = self
             .credentials
-            .get_or_try_init(async || {
+            .get_or_try_init(async || -> anyhow::Result<Credentials> {
                 let own = Builder::default().with_scopes([SCOPE]).build();
                 let own = own.with_context(|| format!("no application default credentials: {ADVICE}"))?;
                 match &self.args.impersonate_service_account {
@@ -209,8 +215,7 @@ impl Client {
                         .with_context(|| format!("acting as {email}")),
                 }
             })
-            .await
-            .map_err(|error: anyhow::Error| error)?;
+            .await?;
         match credentials.headers(Extensions::new()).await.context("no access token")? {
             CacheableResource::New { data, .. } => Ok(data),
             // Only an answer to a request that named an earlier token, which ours does not.
@@ -220,7 +225,7 @@ impl Client {
 }
 
 /// How long to wait between tries: from a quarter of a second up to 15 s, each with jitter, without end.
-pub(super) fn delays() -> ExponentialBuilder {
+pub(in crate::setup) fn delays() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))
         .with_max_delay(Duration::from_secs(15))

@@ -32,6 +32,12 @@ impl ApiError {
         Self::new(api, call, None, "UNAVAILABLE", why)
     }
 
+    /// What was begun is not over within `limit`, and goes on at Google's side.
+    pub(in crate::setup) fn late(api: Api, call: &str, limit: Duration) -> Self {
+        let why = format!("not done within {} minutes", limit.as_secs() / 60);
+        Self::new(api, call, None, "DEADLINE_EXCEEDED", why)
+    }
+
     /// Nobody to be: no call was made.
     pub(super) fn nobody(api: Api, call: &str, why: String) -> Self {
         Self::new(api, call, None, "UNAUTHENTICATED", why)
@@ -137,16 +143,10 @@ impl ApiError {
     pub(in crate::setup) fn role(&self) -> &'static str {
         let permission = self.permission.as_deref().unwrap_or_default();
         match permission {
-            "resourcemanager.projects.setIamPolicy" | "resourcemanager.projects.getIamPolicy" => {
-                "roles/resourcemanager.projectIamAdmin"
-            }
             "secretmanager.versions.access" => "roles/secretmanager.secretAccessor",
             "iam.serviceAccounts.actAs" => "roles/iam.serviceAccountUser",
             _ if self.message.to_ascii_lowercase().contains("serviceaccounts.actas") => {
                 "roles/iam.serviceAccountUser"
-            }
-            _ if self.api == Api::ResourceManager && self.call.contains("IamPolicy") => {
-                "roles/resourcemanager.projectIamAdmin"
             }
             _ => self.api.role(),
         }
@@ -163,6 +163,7 @@ impl fmt::Display for ApiError {
         match self.status {
             Some(status) => write!(f, "{api} answers {} {} to {call}: {message}", status.as_u16(), self.code),
             None if self.code == "UNAUTHENTICATED" => write!(f, "{message}"),
+            None if self.code == "DEADLINE_EXCEEDED" => write!(f, "{api} has begun {call}: {message}"),
             None => write!(f, "{api} does not answer {call}: {message}"),
         }
     }

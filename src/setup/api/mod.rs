@@ -10,7 +10,7 @@ mod operation;
 use std::fmt;
 use std::str::FromStr;
 
-pub(super) use client::{Client, ClientArgs, encoded};
+pub(super) use client::{Client, ClientArgs, delays, encoded};
 pub(super) use error::ApiError;
 
 /// The APIs that are spoken to.
@@ -76,7 +76,7 @@ impl Api {
             Self::Logging => "roles/logging.configWriter",
             Self::Monitoring => "roles/monitoring.editor",
             Self::Pubsub => "roles/pubsub.admin",
-            Self::ResourceManager => "roles/browser",
+            Self::ResourceManager => "roles/resourcemanager.projectIamAdmin",
             Self::Run => "roles/run.admin",
             Self::SecretManager => "roles/secretmanager.admin",
             Self::ServiceUsage => "roles/serviceusage.serviceUsageAdmin",

@@ -37,8 +37,7 @@ impl Client {
                 };
             }
             if Instant::now() > deadline {
-                let why = format!("not done within {} minutes", LIMIT.as_secs() / 60);
-                return Err(ApiError::no_answer(api, &name, why));
+                return Err(ApiError::late(api, &name, LIMIT));
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 3 / 2).min(SLOWEST_POLL);

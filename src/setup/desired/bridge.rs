@@ -1,12 +1,13 @@
 //! What moves records from Kafka to Pub/Sub: a worker pool that runs `cdnwarm bridge`, or a Dataflow job of a template.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
 use super::{Project, account_key, object, policy};
-use crate::setup::config::{BridgeKind, Dataflow};
+use crate::setup::config::{Bridge, BridgeKind, Dataflow};
 use crate::setup::kafka::Wanted;
 use crate::setup::kinds;
 use crate::setup::resource::{How, Part, Resource};
@@ -38,8 +39,27 @@ pub(super) fn resources(project: &Project<'_>) -> Vec<Resource> {
     all.extend(secret(project, &mut after));
     all.push(match (&config.bridge.dataflow, config.bridge.kind) {
         (Some(dataflow), BridgeKind::Dataflow) => job(project, dataflow, after),
-        _ => worker_pool(project, after),
+        _ => worker_pool(project, &config.bridge.region, after),
     });
+    all
+}
+
+/// Where a bridge of an earlier form of this file may stand: in another region, or of another kind. It goes once the one
+/// that is wanted stands.
+pub(super) fn earlier(project: &Project<'_>) -> Vec<Resource> {
+    let bridge = &project.config.bridge;
+    let after: Vec<String> = resources(project).last().map(Resource::key).into_iter().collect();
+    let default = Bridge::default().region;
+    let mut regions: BTreeSet<&String> =
+        project.config.regions.keys().chain([&bridge.region, &default]).collect();
+    if bridge.kind == BridgeKind::WorkerPool {
+        regions.remove(&bridge.region);
+    }
+    let mut all: Vec<Resource> =
+        regions.into_iter().map(|region| worker_pool(project, region, after.clone())).collect();
+    if bridge.kind != BridgeKind::Dataflow {
+        all.extend(bridge.dataflow.iter().map(|dataflow| job(project, dataflow, after.clone())));
+    }
     all
 }
 
@@ -105,7 +125,7 @@ fn secret(project: &Project<'_>, after: &mut Vec<String>) -> Vec<Resource> {
     all
 }
 
-fn worker_pool(project: &Project<'_>, after: Vec<String>) -> Resource {
+fn worker_pool(project: &Project<'_>, region: &str, after: Vec<String>) -> Resource {
     let config = project.config;
     let bridge = &config.bridge;
     let mut args: Vec<String> =
@@ -132,8 +152,8 @@ fn worker_pool(project: &Project<'_>, after: Vec<String>) -> Resource {
             }],
         },
     });
-    let label = format!("{}/cdnwarm-bridge", bridge.region);
-    let name = project.path(&format!("locations/{}/workerPools/cdnwarm-bridge", bridge.region));
+    let label = format!("{region}/cdnwarm-bridge");
+    let name = project.path(&format!("locations/{region}/workerPools/cdnwarm-bridge"));
     object(&kinds::WORKER_POOL, Part::Bridge, &label, &name, fields, after)
 }
 

@@ -36,14 +36,19 @@ pub(super) fn resources(project: &Project<'_>) -> Vec<Resource> {
         all.extend(road::region(project, &service));
     }
     all.extend(project.project_policy());
-    if project.config.monitoring.enabled {
-        all.extend(monitoring::resources(project));
-    }
+    all.extend(monitoring::resources(project));
     // Without its API nothing is made.
     let apis = all[0].key();
     for resource in all.iter_mut().skip(1) {
         resource.after.push(apis.clone());
     }
+    all
+}
+
+/// What other forms of this file would have, apart from what another file in this project may have too.
+pub(super) fn earlier(project: &Project<'_>) -> Vec<Resource> {
+    let mut all = bridge::earlier(project);
+    all.extend(monitoring::earlier(project));
     all
 }
 
@@ -92,13 +97,16 @@ impl Project<'_> {
 
     fn apis(&self) -> Resource {
         let config = self.config;
-        let mut apis =
-            vec![Api::Iam, Api::Logging, Api::Monitoring, Api::Pubsub, Api::ResourceManager, Api::Run];
+        let mut apis = vec![Api::Iam, Api::Logging, Api::Monitoring, Api::Pubsub, Api::Run];
         if config.registry.uses.is_none() {
             apis.push(Api::ArtifactRegistry);
         }
         if config.trigger.is_some() {
             apis.push(Api::CloudBuild);
+        }
+        // For the project's policy alone.
+        if !self.project_grants().is_empty() {
+            apis.push(Api::ResourceManager);
         }
         if config.bridge.kind != BridgeKind::None {
             apis.push(Api::SecretManager);
@@ -122,7 +130,7 @@ impl Project<'_> {
     }
 
     /// What accounts may do in the whole project: only what cannot be given on one thing alone.
-    fn project_policy(&self) -> Option<Resource> {
+    fn project_grants(&self) -> Vec<(&'static str, &'static str)> {
         let mut grants = Vec::new();
         if self.config.trigger.is_some() {
             grants.push(("roles/logging.logWriter", build::ACCOUNT));
@@ -130,6 +138,11 @@ impl Project<'_> {
         if self.config.bridge.kind == BridgeKind::Dataflow {
             grants.push(("roles/dataflow.worker", bridge::ACCOUNT));
         }
+        grants
+    }
+
+    fn project_policy(&self) -> Option<Resource> {
+        let grants = self.project_grants();
         let members: Vec<_> =
             grants.iter().map(|(role, account)| (*role, self.member(account), true)).collect();
         let after = grants.iter().map(|(_, account)| account_key(account)).collect();

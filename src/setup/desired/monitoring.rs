@@ -36,17 +36,11 @@ static FILES: [File; 8] = [
     (&ALERT, Needs::Nothing, monitoring!("alerts/push-errors.json")),
 ];
 
-/// All that make sense here.
+/// All that make sense here; none where none is wanted.
 pub(super) fn resources(project: &Project<'_>) -> Vec<Resource> {
-    let config = project.config;
-    let makes_sense = |needs: Needs| match needs {
-        Needs::Nothing => true,
-        Needs::WorkerPool => config.bridge.kind == BridgeKind::WorkerPool,
-        Needs::DeadLetters => config.dead_letter.enabled,
-    };
     let mut metrics = Vec::new();
     let mut all = Vec::new();
-    for (spec, _, text) in FILES.iter().filter(|(_, needs, _)| makes_sense(*needs)) {
+    for (spec, _, text) in FILES.iter().filter(|(_, needs, _)| makes_sense(project, *needs)) {
         let resource = resource(project, spec, &filled(project, text), metrics.clone());
         if spec.noun == LOG_METRIC.noun {
             metrics.push(resource.key());
@@ -54,6 +48,25 @@ pub(super) fn resources(project: &Project<'_>) -> Vec<Resource> {
         all.push(resource);
     }
     all
+}
+
+/// The dashboard and alerts of this topic that make no sense here. The metrics may be read by another topic's alerts.
+pub(super) fn earlier(project: &Project<'_>) -> Vec<Resource> {
+    FILES
+        .iter()
+        .filter(|(spec, needs, _)| spec.noun != LOG_METRIC.noun && !makes_sense(project, *needs))
+        .map(|(spec, _, text)| resource(project, spec, &filled(project, text), Vec::new()))
+        .collect()
+}
+
+fn makes_sense(project: &Project<'_>, needs: Needs) -> bool {
+    let config = project.config;
+    config.monitoring.enabled
+        && match needs {
+            Needs::Nothing => true,
+            Needs::WorkerPool => config.bridge.kind == BridgeKind::WorkerPool,
+            Needs::DeadLetters => config.dead_letter.enabled,
+        }
 }
 
 /// The text with names for words. All of them are names of Google's, in which nothing needs an escape in JSON.

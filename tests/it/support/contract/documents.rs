@@ -112,20 +112,12 @@ impl Documents {
             (Some(schema), Some(body)) => {
                 let schemas = &self.documents[method.document]["schemas"];
                 check_object(schemas, &schemas[schema], body, schema)?;
-                self.check_mask(method, schemas, schema, body)
+                check_mask(schemas, schema, body)
             }
         }
     }
 
-    /// Whether each field of a mask, in the query or the body, is one of the object.
-    fn check_mask(&self, _: &Method, schemas: &Value, schema: &str, body: &Value) -> Result<(), String> {
-        let Some(mask) = body["updateMask"].as_str() else { return Ok(()) };
-        let inner = schemas[schema]["properties"].as_object().into_iter().flatten();
-        let object = inner.filter_map(|(_, property)| property["$ref"].as_str()).next().unwrap_or_default();
-        check_fields(&schemas[object], mask)
-    }
-
-    /// As for a body's mask, where it is in the query.
+    /// Whether each field of a mask in the query is one of the object.
     pub(crate) fn check_query_mask(&self, method: &Method, mask: &str) -> Result<(), String> {
         let schema = method.description["request"]["$ref"].as_str().unwrap_or_default();
         check_fields(&self.documents[method.document]["schemas"][schema], mask)
@@ -135,6 +127,14 @@ impl Documents {
     pub(crate) fn is_long(method: &Method) -> bool {
         method.description["response"]["$ref"].as_str().is_some_and(|name| name.ends_with("Operation"))
     }
+}
+
+/// The same where the mask is in the body, beside the object.
+fn check_mask(schemas: &Value, schema: &str, body: &Value) -> Result<(), String> {
+    let Some(mask) = body["updateMask"].as_str() else { return Ok(()) };
+    let inner = schemas[schema]["properties"].as_object().into_iter().flatten();
+    let object = inner.filter_map(|(_, property)| property["$ref"].as_str()).next().unwrap_or_default();
+    check_fields(&schemas[object], mask)
 }
 
 fn check_fields(schema: &Value, mask: &str) -> Result<(), String> {

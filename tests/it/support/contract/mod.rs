@@ -265,7 +265,6 @@ fn error(status: u16, code: &str, message: &str, permission: Option<&str>) -> (u
 /// `run.projects.locations.services.create` needs `run.services.create`.
 fn permission(method: &str) -> String {
     match method {
-        "cloudresourcemanager.projects.get" => "resourcemanager.projects.get".to_owned(),
         "cloudresourcemanager.projects.getIamPolicy" => "resourcemanager.projects.getIamPolicy".to_owned(),
         "cloudresourcemanager.projects.setIamPolicy" => "resourcemanager.projects.setIamPolicy".to_owned(),
         "secretmanager.projects.secrets.versions.access" => "secretmanager.versions.access".to_owned(),

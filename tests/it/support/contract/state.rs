@@ -146,8 +146,8 @@ impl State {
     pub(crate) fn answer(&mut self, asked: &Asked<'_>) -> Answer {
         let what = asked.method.id.rsplit('.').next().unwrap_or_default();
         let host = format!("{}.googleapis.com", asked.api);
-        let always = ["serviceusage", "cloudresourcemanager"].contains(&asked.api);
-        if !always && !self.enabled.contains(&host) {
+        // In a new project this one is enabled, or nothing could be.
+        if asked.api != "serviceusage" && !self.enabled.contains(&host) {
             let why = format!("{host} has not been used in project {NUMBER} before or it is disabled.");
             return Err((403, "SERVICE_DISABLED", why));
         }
@@ -155,11 +155,9 @@ impl State {
             return self.poll(asked.name);
         }
         match (asked.api, what) {
-            ("cloudresourcemanager", "get") => {
-                Ok(json!({ "name": format!("projects/{NUMBER}"), "projectId": PROJECT, "state": "ACTIVE" }))
-            }
             (_, "getIamPolicy") => self.get_policy(asked),
             (_, "setIamPolicy") => self.set_policy(asked),
+            ("serviceusage", "get") => Ok(self.service(asked.name)),
             ("serviceusage", "batchGet") => Ok(self.services(asked)),
             ("serviceusage", "batchEnable") => {
                 let hosts = texts(&asked.body["serviceIds"]);
@@ -177,20 +175,13 @@ impl State {
                     |series: &&Value| metric.contains(series["metric"]["type"].as_str().unwrap_or("?"));
                 Ok(json!({ "timeSeries": self.series.iter().filter(wanted).collect::<Vec<_>>() }))
             }
-            (_, "get") => {
-                self.objects.get(&self.resolved(asked)).cloned().ok_or_else(|| not_found(asked.name))
-            }
+            (_, "get") => self.objects.get(&asked.key()).cloned().ok_or_else(|| not_found(asked.name)),
             (_, "list") => Ok(self.list(asked)),
             (_, "create") => self.create(asked),
             (_, "patch" | "update") => self.update(asked),
             (_, "delete") => self.delete(asked),
             _ => Err((501, "UNIMPLEMENTED", asked.method.id.clone())),
         }
-    }
-
-    /// Triggers can be named by their own name where Google asks for the id that it chose.
-    fn resolved(&self, asked: &Asked<'_>) -> String {
-        asked.key()
     }
 
     fn begin(&mut self, parent: &str, effect: Option<Effect>, response: Value) -> Value {
@@ -219,12 +210,16 @@ impl State {
             .query
             .iter()
             .filter(|(name, _)| name == "names")
-            .map(|(_, name)| {
-                let enabled = self.enabled.contains(name.rsplit('/').next().unwrap());
-                json!({ "name": name, "state": if enabled { "ENABLED" } else { "DISABLED" } })
-            })
+            .map(|(_, name)| self.service(name))
             .collect();
         json!({ "services": services })
+    }
+
+    fn service(&self, name: &str) -> Value {
+        let host = name.rsplit('/').next().unwrap();
+        let parent = format!("projects/{NUMBER}");
+        let state = if self.enabled.contains(host) { "ENABLED" } else { "DISABLED" };
+        json!({ "name": format!("{parent}/services/{host}"), "parent": parent, "state": state })
     }
 
     fn list(&self, asked: &Asked<'_>) -> Value {
@@ -330,7 +325,7 @@ impl State {
     }
 
     fn update(&mut self, asked: &Asked<'_>) -> Answer {
-        let key = self.resolved(asked);
+        let key = asked.key();
         let live = self.objects.get(&key).cloned().ok_or_else(|| not_found(asked.name))?;
         let mut body = asked.body.clone();
         if asked.api == "dataflow" {
@@ -388,7 +383,7 @@ impl State {
     }
 
     fn delete(&mut self, asked: &Asked<'_>) -> Answer {
-        let key = self.resolved(asked);
+        let key = asked.key();
         self.objects.remove(&key).ok_or_else(|| not_found(asked.name))?;
         self.policies.remove(&key);
         self.versions.remove(asked.name);
