@@ -28,4 +28,5 @@ mod serve_stop;
 mod setup;
 mod setup_contract;
 mod setup_faults;
+mod setup_person;
 mod support;

@@ -17,7 +17,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// With this file, against these endpoints.
+    /// With this file, against these endpoints; Google's own where none is named.
     pub(crate) fn new(file: &str, endpoints: String) -> Self {
         let setup = Self { folder: tempfile::tempdir().unwrap(), endpoints };
         setup.write(file);
@@ -46,8 +46,9 @@ impl Setup {
     /// The command with these arguments, not started yet.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let path = self.path().display().to_string();
-        let mut command =
-            command(&[&["setup", "--file", &path, "--endpoint", &self.endpoints], args].concat());
+        let endpoints = ["--endpoint", &self.endpoints];
+        let endpoints = if self.endpoints.is_empty() { &[][..] } else { &endpoints };
+        let mut command = command(&[&["setup", "--file", &path], endpoints, args].concat());
         command.env("NO_PROXY", "127.0.0.1");
         command
     }
