@@ -147,7 +147,11 @@ async fn a_region_gets_what_is_for_all_and_what_names_it_and_nothing_else() {
 
 /// What also holds on a real Kafka, where one is named.
 mod pipeline {
+    use rdkafka::admin::AdminClient;
+    use rdkafka::client::DefaultClientContext;
+
     use super::*;
+    use crate::support::PATIENCE;
     use crate::support::stand::Kafka;
 
     #[tokio::test]
@@ -170,6 +174,9 @@ mod pipeline {
         if setting("CDNWARM_TEST_KAFKA_ENV").is_some() {
             setup.ok(&["apply", "--yes", "--only", "topics"]).await;
             assert_eq!(setup.changes(&["--only", "topics"]).await, Vec::<String>::new());
+            let admin: AdminClient<DefaultClientContext> = kafka.client().create().unwrap();
+            let found = admin.inner().fetch_metadata(Some(&topic), PATIENCE).unwrap();
+            assert_eq!(found.topics()[0].partitions().len(), 6);
         }
     }
 }
