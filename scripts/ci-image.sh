@@ -53,7 +53,8 @@ make_base() {
     "$here/debian-root.sh" "$root" build-essential ca-certificates perl
     mkdir -p "$root/usr/local/share/ca-certificates" "$root/opt/rust"
     cp "$work/authority.pem" "$root/usr/local/share/ca-certificates/cdnwarm-image-test.crt"
-    chroot "$root" update-ca-certificates >/dev/null
+    # Where this machine's temporary files are, there is nothing in there.
+    TMPDIR=/tmp chroot "$root" update-ca-certificates >/dev/null
     container=$("${store[@]}" from scratch)
     "${store[@]}" copy --quiet "$container" "$root" / >/dev/null
     "${store[@]}" config --env PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"

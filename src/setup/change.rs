@@ -192,10 +192,11 @@ impl Live {
         self.client.finished(Api::ServiceUsage, "v1", begun).await.map(|_| ())
     }
 
-    /// Adds a version, and reads its number for whoever runs with it.
-    async fn add_version(&self, resource: &Resource, payload: &secret::Payload) -> anyhow::Result<()> {
-        secret::add(&self.client, &resource.name, payload).await?;
-        self.read(resource).await.map(|_| ())
+    /// Adds a version, and keeps its number for whoever runs with it.
+    async fn add_version(&self, resource: &Resource, payload: &secret::Payload) -> Result<(), ApiError> {
+        let number = secret::add(&self.client, &resource.name, payload).await?;
+        self.set_secret_version(Some(number));
+        Ok(())
     }
 
     async fn drain(&self, resource: &Resource, live: &Value) -> Result<(), ApiError> {

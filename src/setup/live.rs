@@ -40,11 +40,16 @@ impl Live {
                 let found = secret::read(client, &resource.name, payload).await?;
                 let current = found.as_ref().filter(|live| live["content"] == resource.fields["content"]);
                 let number = current.and_then(|live| live["number"].as_str()).map(str::to_owned);
-                *self.secret_version.lock().unwrap_or_else(PoisonError::into_inner) = number;
+                self.set_secret_version(number);
                 found
             }
         };
         Ok(found)
+    }
+
+    /// From now on this is the version that the file's content has; None: there is none yet.
+    pub(super) fn set_secret_version(&self, number: Option<String>) {
+        *self.secret_version.lock().unwrap_or_else(PoisonError::into_inner) = number;
     }
 
     /// What must hold of a resource, with the mark, and with the secret's version where that is known by now.

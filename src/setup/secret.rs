@@ -62,20 +62,24 @@ pub(super) async fn read(
     let Some(found) = found else { return Ok(None) };
     let live = found["payload"]["data"].as_str().and_then(|data| STANDARD.decode(data).ok());
     let same = live.is_some_and(|live| live == payload.0);
-    let number = found["name"].as_str().and_then(|name| name.rsplit('/').next()).unwrap_or_default();
-    Ok(Some(json!({ "content": if same { AS_THE_FILE } else { "another" }, "number": number })))
+    Ok(Some(json!({ "content": if same { AS_THE_FILE } else { "another" }, "number": number(&found) })))
 }
 
-/// Adds a version; earlier ones stay, for whoever still reads them.
+/// Adds a version, and gives its number; earlier ones stay, for whoever still reads them. By its number a version is there
+/// at once, while `latest` may still mean the one before.
 ///
 /// # Errors
 /// What the API says.
-pub(super) async fn add(client: &Client, secret: &str, payload: &Payload) -> Result<(), ApiError> {
+pub(super) async fn add(client: &Client, secret: &str, payload: &Payload) -> Result<String, ApiError> {
     let body = json!({ "payload": { "data": STANDARD.encode(&payload.0) } });
-    client
-        .call_once(Api::SecretManager, Method::POST, &format!("v1/{secret}:addVersion"), Some(&body))
-        .await?;
-    Ok(())
+    let path = format!("v1/{secret}:addVersion");
+    let added = client.call_once(Api::SecretManager, Method::POST, &path, Some(&body)).await?;
+    Ok(number(&added).to_owned())
+}
+
+/// The last part of a version's name.
+fn number(version: &Value) -> &str {
+    version["name"].as_str().and_then(|name| name.rsplit('/').next()).unwrap_or_default()
 }
 
 #[cfg(test)]

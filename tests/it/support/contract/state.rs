@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub(crate) has_pubsub_agent: bool,
     operations: BTreeMap<String, Operation>,
     requests: usize,
+    /// The request that added the newest version of any secret.
+    added_at: usize,
     numbers: usize,
 }
 
@@ -438,6 +440,7 @@ impl State {
             return Err(not_found(asked.name));
         }
         let data = asked.body["payload"]["data"].as_str().unwrap_or_default().to_owned();
+        self.added_at = self.requests;
         let versions = self.versions.entry(asked.name.to_owned()).or_default();
         versions.push(data);
         Ok(json!({ "name": format!("{}/versions/{}", asked.name, versions.len()), "state": "ENABLED" }))
@@ -447,8 +450,13 @@ impl State {
         let secret = asked.name.split("/versions/").next().unwrap_or_default();
         let versions = self.versions.get(secret).filter(|versions| !versions.is_empty());
         let versions = versions.ok_or_else(|| not_found(asked.name))?;
-        let name = format!("{}/versions/{}", secret.replace(PROJECT, &NUMBER.to_string()), versions.len());
-        Ok(json!({ "name": name, "payload": { "data": versions.last() } }))
+        // What is the latest becomes known a little later.
+        let latest = versions.len() - usize::from(self.added_at + 1 == self.requests);
+        let Some(data) = latest.checked_sub(1).map(|last| &versions[last]) else {
+            return Err(not_found(asked.name));
+        };
+        let name = format!("{}/versions/{latest}", secret.replace(PROJECT, &NUMBER.to_string()));
+        Ok(json!({ "name": name, "payload": { "data": data } }))
     }
 
     fn launch(&mut self, asked: &Asked<'_>) -> Answer {
