@@ -1,30 +1,52 @@
 //! What an earlier form of the file made, and this one has no more: regions, a bridge elsewhere or of another kind, alerts
 //! on it. Only what is cdnwarm's, and of this topic.
 
+use anyhow::bail;
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use super::api::Api;
+use super::api::{Api, ApiError};
 use super::desired::{self, Project};
 use super::kinds;
 use super::live::Live;
-use super::plan::{Action, Step, read_all};
+use super::plan::{Action, READS, Step};
 use super::resource::{How, LABEL, Part, Resource, Spec};
 
 /// All of it, as steps that delete it.
 ///
 /// # Errors
-/// What cannot be read.
+/// What cannot be read, or a stop.
 pub(super) async fn left_over(live: &Live, project: &Project<'_>) -> anyhow::Result<Vec<Step>> {
+    tokio::select! {
+        found = find(live, project) => found,
+        () = live.stop.cancelled() => bail!("stopped before all was read; nothing was changed"),
+    }
+}
+
+async fn find(live: &Live, project: &Project<'_>) -> anyhow::Result<Vec<Step>> {
     let mut steps = regions(live, project).await?;
-    let earlier = desired::earlier(project);
-    let found = read_all(live, &earlier).await?;
-    for (resource, found) in earlier.into_iter().zip(found) {
-        if let Some(there) = found.filter(|there| resource.is_ours(there) && is_of(project, &resource, there))
-        {
-            steps.push(deletion(resource, there));
+    let looks = desired::earlier(project).into_iter().map(async |resource| {
+        let found = live.read(&resource).await;
+        (resource, found)
+    });
+    for (resource, found) in stream::iter(looks).buffered(READS).collect::<Vec<_>>().await {
+        match found {
+            Ok(Some(there)) if resource.is_ours(&there) && is_of(project, &resource, &there) => {
+                steps.push(deletion(resource, there));
+            }
+            Ok(_) => {}
+            // A region may know no worker pools, and whoever wants no bridge need have no right to look for one.
+            Err(error) if is_refused(&error) => {
+                tracing::debug!("{} is not looked for: {error:#}", resource.key())
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(steps)
+}
+
+fn is_refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ApiError>().is_some_and(|error| !error.passes_with_time())
 }
 
 /// A bridge in this project may move another topic, by another file.

@@ -183,11 +183,7 @@ fn is_fixed(resource: &Resource, differences: &[Difference]) -> bool {
     differences.iter().any(|d| d.path.first().is_some_and(|field| fixed.contains(&field.as_str())))
 }
 
-/// The live state of each resource.
-///
-/// # Errors
-/// What cannot be read, all of it at once, or a stop.
-pub(super) async fn read_all(live: &Live, resources: &[Resource]) -> anyhow::Result<Vec<Option<Value>>> {
+async fn read_all(live: &Live, resources: &[Resource]) -> anyhow::Result<Vec<Option<Value>>> {
     let reads = resources.iter().map(|resource| live.read(resource));
     let reads = stream::iter(reads).buffered(READS).collect::<Vec<_>>();
     let read = tokio::select! {

@@ -266,6 +266,9 @@ async fn a_bridge_that_moves_or_is_no_more_wanted_leaves_nothing_that_runs_or_al
     let left: Vec<String> =
         google.state().objects.keys().filter(|key| key.contains("workerPools")).cloned().collect();
     assert_eq!(left, [pools("europe-west9")]);
+    // Whoever wants no bridge needs no right to look for one.
+    google.deny("run.projects.locations.workerPools.get");
+    assert_eq!(setup.changes(&[]).await, NOTHING);
     google.take_calls();
 }
 
