@@ -2,7 +2,7 @@
 //! response headers say how warm the edge is.
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `tls`,
+//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1` (with `framing`), `tls`,
 //! `connect` and `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
@@ -19,8 +19,10 @@ mod connections;
 mod corpora;
 mod fetch;
 mod flights;
+mod framing;
 mod guard;
 mod hosts;
+mod http1;
 mod limit;
 mod look;
 mod names;
@@ -35,14 +37,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, header};
 use jiff::Timestamp;
 use rustls::ClientConfig;
 
 pub(crate) use args::WarmArgs;
 use body::BodyLimits;
 use cdn::Speakers;
-use client::WarmMethod;
+use client::{WarmMethod, common_headers};
 use connect::Connector;
 use connections::Connections;
 use flights::Flights;
@@ -68,8 +70,8 @@ pub(crate) struct Warmer {
     certify: bool,
     skip_warm: bool,
     speakers: Arc<Speakers>,
-    /// What `speakers` have to be asked with.
-    asks: Arc<[(HeaderName, HeaderValue)]>,
+    /// What every request is asked with.
+    common_headers: Arc<HeaderMap>,
     expect_pop: Arc<[String]>,
     /// Whether looks are kept.
     shows_looks: bool,
@@ -113,7 +115,7 @@ impl Warmer {
             identity: Identity::discover(args.instance),
             certify: args.certify,
             skip_warm: args.skip_warm,
-            asks: speakers.asks().collect(),
+            common_headers: Arc::new(common_headers(speakers.asks())),
             speakers: Arc::new(speakers),
             expect_pop: args.expect_pop.into_iter().filter(|pop| !pop.is_empty()).collect(),
             shows_looks: false,
