@@ -201,15 +201,17 @@ impl Warmer {
     /// Fetches, or waits for what an equal request has under way already.
     async fn share(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
         let started = Instant::now();
-        let (flight, is_own) =
-            self.flights.join(request, || self.clone().fetch_until(deadline, request.clone()));
-        let (verdict, mut progress) = if is_own {
-            flight.await
-        } else {
+        let flight = self.flights.join(request);
+        let is_first = flight.is_first();
+        let landing = pin!(flight.land(self.fetch_until(deadline, request)));
+        let landed = match is_first {
+            // It ends in time by itself.
+            true => Ok(landing.await),
             // Another's may have begun later, and end later.
-            let landed = tokio::time::timeout_at(deadline.into(), flight).await;
-            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()))
+            false => tokio::time::timeout_at(deadline.into(), landing).await,
         };
+        let timed_out = || ((Verdict::Failed(Failure::TotalTimeout), Progress::default()), false);
+        let ((verdict, mut progress), is_own) = landed.unwrap_or_else(|_| timed_out());
         if !is_own {
             // What was read is told once.
             progress.attempts = 0;
@@ -221,11 +223,11 @@ impl Warmer {
     }
 
     /// Fetches within the time that there is.
-    async fn fetch_until(self, deadline: Instant, request: WarmRequest) -> (Verdict, Progress) {
+    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
         let mut progress = Progress::default();
         let in_time = {
             // Pinned here, so that it is not moved about: it is large.
-            let work = pin!(self.fetch_with_retries(deadline, &request, &mut progress));
+            let work = pin!(self.fetch_with_retries(deadline, request, &mut progress));
             tokio::time::timeout_at(deadline.into(), work).await.ok()
         };
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
