@@ -1,6 +1,7 @@
 //! GETs under way, so that equal requests share one: from its start to its end, and not a moment longer.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::OnceCell;
@@ -63,8 +64,8 @@ impl<T> Flight<'_, T> {
 impl<T: Clone> Flight<'_, T> {
     /// What `fetch` comes to, or the one that is under way. True where it was this caller's.
     ///
-    /// Where the caller leaves whose it is, the next one begins anew with its own.
-    pub(super) async fn land(mut self, fetch: impl Future<Output = T>) -> (T, bool) {
+    /// Where the caller leaves whose it is, the next one begins anew with its own. It is pinned, so that it is not moved about.
+    pub(super) async fn land(mut self, fetch: Pin<&mut impl Future<Output = T>>) -> (T, bool) {
         let mut is_own = false;
         if let Some(cell) = &self.cell {
             let own = || async {
@@ -89,6 +90,7 @@ impl<T> Drop for Flight<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
@@ -106,7 +108,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             number
         };
-        flights.join(request).land(fetch).await.0
+        flights.join(request).land(pin!(fetch)).await.0
     }
 
     #[tokio::test(start_paused = true)]

@@ -203,7 +203,8 @@ impl Warmer {
         let started = Instant::now();
         let flight = self.flights.join(request);
         let is_first = flight.is_first();
-        let landing = pin!(flight.land(self.fetch_until(deadline, request)));
+        let fetch = pin!(self.fetch_until(deadline, request));
+        let landing = pin!(flight.land(fetch));
         let landed = match is_first {
             // It ends in time by itself.
             true => Ok(landing.await),
