@@ -33,8 +33,8 @@ const PING_LIMIT: Duration = Duration::from_secs(5);
 /// next door is not held up.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
-/// Connections that are kept for the next request, and for how long.
-const MAX_IDLE: usize = 32;
+/// Connections that are kept for the next request, as many as may be in use after a burst, and for how long.
+const MAX_IDLE: usize = 128;
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 type Http2 = http2::SendRequest<Empty<Bytes>>;
@@ -50,11 +50,16 @@ struct Inner {
 
 #[derive(Default)]
 struct Kept {
-    /// Of HTTP/1.1, the one used last at the end, with when that was.
-    idle: Vec<(Http1, Instant)>,
+    /// Of HTTP/1.1, the one used last at the end.
+    idle: Vec<Idle>,
     http2: Option<Shared>,
     /// Whether somebody looks after those that rest.
     is_swept: bool,
+}
+
+struct Idle {
+    http1: Http1,
+    used_at: Instant,
 }
 
 struct Shared {
@@ -169,9 +174,9 @@ impl Inner {
         if let Some(sender) = kept.shared() {
             return Some(Connection::Http2(sender));
         }
-        while let Some((mut http1, used_at)) = kept.idle.pop() {
-            if used_at.elapsed() < IDLE_LIMIT && http1.is_quiet() {
-                return Some(Connection::Http1(http1));
+        while let Some(mut idle) = kept.idle.pop() {
+            if idle.is_of_use() {
+                return Some(Connection::Http1(idle.http1));
             }
         }
         None
@@ -212,7 +217,7 @@ impl Home {
     pub(super) fn keep(&self, http1: Http1) {
         self.change(|kept| {
             if kept.idle.len() < MAX_IDLE {
-                kept.idle.push((http1, Instant::now()));
+                kept.idle.push(Idle { http1, used_at: Instant::now() });
             }
         });
     }
@@ -225,6 +230,12 @@ impl Home {
             drop(kept);
             tokio::spawn(sweep(self.0.clone()));
         }
+    }
+}
+
+impl Idle {
+    fn is_of_use(&mut self) -> bool {
+        self.used_at.elapsed() < IDLE_LIMIT && self.http1.is_quiet()
     }
 }
 
@@ -255,7 +266,7 @@ impl Kept {
 
     /// Closes what has rested for too long, or was closed by the host; true where something is left.
     fn sweep(&mut self) -> bool {
-        self.idle.retain_mut(|(http1, used_at)| used_at.elapsed() < IDLE_LIMIT && http1.is_quiet());
+        self.idle.retain_mut(Idle::is_of_use);
         self.http2.take_if(|shared| {
             shared.sender.is_closed() || (shared.in_use == 0 && shared.used_at.elapsed() >= IDLE_LIMIT)
         });
