@@ -52,6 +52,7 @@ use guard::Guard;
 pub(crate) use look::Look;
 use names::Names;
 use tls::TlsConnector;
+pub(crate) use tls::system_config as system_tls_config;
 pub(crate) use turns::HostState;
 use turns::Turns;
 
@@ -93,7 +94,7 @@ impl Warmer {
         if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
             tracing::debug!("raising the limit on open files: {error}");
         }
-        let (tls, names) = (tls::system_config()?, Names::of_system()?);
+        let (tls, names) = (system_tls_config()?, Names::of_system()?);
         Ok(Self::build(args, tls, |guard, limit| Connector::new(guard, names, limit)))
     }
 

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -30,21 +30,38 @@ pub(super) struct TlsConnector {
     limit: Duration,
 }
 
-/// TLS that trusts the system's CA certificates, or those of `SSL_CERT_FILE`.
+/// TLS that trusts the system's CA certificates, or those of `SSL_CERT_FILE`, which are read once.
 ///
 /// # Errors
 /// Where the system has no CA certificates at all.
-pub(super) fn system_config() -> anyhow::Result<ClientConfig> {
+pub(crate) fn system_config() -> anyhow::Result<ClientConfig> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = match ROOTS.get() {
+        Some(roots) => roots.clone(),
+        None => {
+            let roots = Arc::new(system_roots()?);
+            ROOTS.get_or_init(|| roots).clone()
+        }
+    };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let found = rustls_native_certs::load_native_certs();
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn system_roots() -> anyhow::Result<RootCertStore> {
+    // A system has a folder with the same in it, file by file, which would take ten times as long.
+    let file = openssl_probe::probe().cert_file.filter(|_| std::env::var_os("SSL_CERT_DIR").is_none());
+    let found = match file {
+        Some(file) => rustls_native_certs::load_certs_from_paths(Some(&file), None),
+        None => rustls_native_certs::load_native_certs(),
+    };
     let mut roots = RootCertStore::empty();
     let (usable, _) = roots.add_parsable_certificates(found.certs);
     if usable == 0 {
         let why = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
         anyhow::bail!("reading CA certificates: {why}; install ca-certificates or set SSL_CERT_FILE");
     }
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    Ok(roots)
 }
 
 impl TlsConnector {
