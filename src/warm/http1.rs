@@ -320,3 +320,142 @@ impl std::error::Error for NoHead {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use http::{HeaderMap, Method};
+    use tokio::net::TcpListener;
+    use url::Url;
+
+    use super::*;
+
+    /// What became of one response: its status, its content's length, and whether the connection is of use again.
+    type Came = Result<(u16, Result<u64, Failure>, bool), NoHead>;
+
+    /// A response that comes in these pieces, each once the one before was on its way, and then the end unless it `stays`.
+    async fn came(pieces: &[&[u8]], stays: bool, is_hashed: bool) -> Came {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut edge, _) = listener.accept().await.unwrap();
+        edge.set_nodelay(true).unwrap();
+        let url = Url::parse("http://example.com/a?b#c").unwrap();
+        let asked = Asked { method: &Method::GET, url: &url, headers: Cow::Owned(HeaderMap::new()) };
+        let sending = async {
+            let mut request = vec![0; 1024];
+            let length = edge.read(&mut request).await.unwrap();
+            assert_eq!(&request[..length], b"GET /a?b HTTP/1.1\r\nhost: example.com\r\n\r\n");
+            for piece in pieces {
+                // Whoever has enough leaves.
+                let _ = edge.write_all(piece).await;
+                tokio::task::yield_now().await;
+            }
+            if !stays {
+                edge.shutdown().await.unwrap();
+            }
+            edge
+        };
+        let reading = async {
+            let (head, mut reading) = Http1::new(Stream::Left(tcp)).ask(&asked).await?;
+            let mut hash = is_hashed.then(|| digest::Context::new(&digest::SHA256));
+            let mut length = 0;
+            let content = loop {
+                match reading.read(hash.as_mut()).await {
+                    Ok(Some(count)) => length += count,
+                    Ok(None) => break Ok(length),
+                    Err(failure) => break Err(failure),
+                }
+            };
+            let is_of_use = reading.into_rested().is_some_and(|mut http1| http1.is_quiet());
+            Ok((head.status.as_u16(), content, is_of_use))
+        };
+        // The edge is held until all was read.
+        tokio::join!(sending, reading).1
+    }
+
+    async fn came_whole(response: &[u8]) -> Came {
+        came(&[response], true, false).await
+    }
+
+    #[tokio::test]
+    async fn a_response_is_the_same_in_whatever_pieces_it_comes() {
+        let long = [&b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"[..], &[b'x'; 100_000]].concat();
+        let hints =
+            b"HTTP/1.1 103 Early Hints\r\nlink: <a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nt: u\r\n\r\n";
+        let bare = b"HTTP/1.1 200\ncontent-length: 3\n\nabc";
+        for (response, length) in [(&long[..], 100_000), (hints, 2), (chunked, 5), (bare, 3)] {
+            for piece_bytes in [1, 7, 60, 1 << 20] {
+                let pieces: Vec<&[u8]> = match response.len() / piece_bytes {
+                    ..2_000 => response.chunks(piece_bytes).collect(),
+                    _ => continue,
+                };
+                for is_hashed in [false, true] {
+                    let came = came(&pieces, true, is_hashed).await;
+                    assert!(
+                        matches!(came, Ok((200, Ok(told), true)) if told == length),
+                        "{length} {piece_bytes} {came:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_of_use_again_where_nothing_is_left_on_it() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n";
+        for (response, is_of_use) in [
+            (format!("{head}\r\nhi"), true),
+            (format!("{head}connection: close\r\n\r\nhi"), false),
+            (format!("{head}\r\nhi!"), false),
+            (format!("{head}transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"), false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi".to_owned(), false),
+            ("HTTP/1.1 204 No Content\r\n\r\n".to_owned(), true),
+        ] {
+            let came = came_whole(response.as_bytes()).await;
+            assert!(matches!(&came, Ok((_, Ok(_), told)) if *told == is_of_use), "{response:?}: {came:?}");
+        }
+        let ended = came(&[b"HTTP/1.1 200 OK\r\n\r\nto the end"], false, false).await;
+        assert!(matches!(ended, Ok((200, Ok(10), false))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_response_or_too_much_of_one_is_told_apart_at_once() {
+        let ok = "HTTP/1.1 200 OK\r\n";
+        // The connection stays open: none of these is waited for.
+        for (response, why) in [
+            ("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), "not an HTTP/1 response"),
+            ("HTTP/2 200\r\n".to_owned(), "not an HTTP/1 response"),
+            (format!("{ok}no colon\r\n\r\n"), "not an HTTP/1 response"),
+            (format!("{ok}a: b\r\n c\r\n\r\n"), "not an HTTP/1 response"),
+            ("\r\n\r\nHTTP/1.1 200 OK\r\n\r\n".to_owned(), "empty lines before it"),
+            (format!("{ok}content-length: 1\r\ncontent-length: 2\r\n\r\n"), "two lengths"),
+            (format!("{ok}a: {}\r\n\r\n", "b".repeat(MAX_HEAD_BYTES)), "the head is too large"),
+            (format!("{ok}{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1)), "the head is too large"),
+            ("HTTP/1.1 103 Hm\r\n\r\n".repeat(20), "the head is too large"),
+        ] {
+            let told = came_whole(response.as_bytes()).await.map_err(|error| error.to_string());
+            assert_eq!(told.err().as_deref(), Some(why), "{response:.60}");
+        }
+        let switched = came_whole(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\n\0\0").await;
+        assert!(matches!(switched, Ok((101, Ok(0), false))), "{switched:?}");
+    }
+
+    #[tokio::test]
+    async fn an_end_too_soon_is_none() {
+        let cut = |response: &'static [u8]| async move { came(&[response], false, false).await };
+        assert!(matches!(cut(b"").await, Err(NoHead::Gone(_))));
+        assert!(matches!(cut(b"HTTP/1.1 200 OK\r\n").await, Err(NoHead::Broken(_))));
+        assert!(matches!(cut(b"HTTP/1.1 103 Hm\r\n\r\n").await, Err(NoHead::Broken(_))));
+        let head = "HTTP/1.1 200 OK\r\n";
+        for content in ["content-length: 5\r\n\r\nhell", "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"] {
+            for is_hashed in [false, true] {
+                let came = came(&[head.as_bytes(), content.as_bytes()], false, is_hashed).await;
+                assert!(matches!(came, Ok((200, Err(Failure::Truncated), false))), "{content:?}: {came:?}");
+            }
+        }
+        let bad = came_whole(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n").await;
+        assert!(matches!(bad, Ok((200, Err(Failure::BadChunk), false))), "{bad:?}");
+    }
+}
