@@ -244,6 +244,11 @@ fn judge_url(text: &str, base: Option<&Url>) -> Result<Url, NotARequest> {
 
 /// What was pushed or produced, which has no base to be relative to.
 fn parse_url(data: &[u8]) -> Result<Url, NotARequest> {
+    let plain = str::from_utf8(data).ok().filter(|_| is_plain_url(data));
+    if let Some(mut url) = plain.and_then(|text| Url::parse(text).ok()) {
+        url.set_fragment(None);
+        return Ok(url);
+    }
     let text = trimmed(data)?;
     if !is_http(text) {
         return Err(NotARequest::Malformed("not an absolute http or https URL".to_owned()));
@@ -616,6 +621,7 @@ mod tests {
         ) {
             let text = format!("{scheme}{}{behind}", labels.join("."));
             if is_plain_url(text.as_bytes()) {
+                prop_assert_eq!(parse_url(text.as_bytes()), judge_url(&text, None), "{}", text);
                 prop_assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text));
             }
         }

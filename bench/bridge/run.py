@@ -14,7 +14,7 @@ import tempfile
 import figures
 import scenarios
 from contestants import Raw, every_contestant
-from machine import machine, step
+from machine import by_turns, machine, step
 from processes import Failure
 from stage import PROJECT, Kafka, build_tools, write_urls
 
@@ -68,21 +68,8 @@ class Bench:
         return f"{what}-{os.getpid()}-{self._groups}"
 
     def each_run(self, names_and_functions):
-        """Calls each function once a run, one contestant after the other so that a drift of the machine meets all.
-
-        Each run starts with another one: what a contestant leaves to the broker to do falls on all in turn.
-        """
-        results = {name: [] for name, _ in names_and_functions}
-        for run in range(self.runs):
-            first = run % max(1, len(names_and_functions))
-            for name, function in names_and_functions[first:] + names_and_functions[:first]:
-                try:
-                    result = function()
-                except Failure as failure:
-                    result = {"failed": str(failure)}
-                results[name].append(result)
-                step(f"run {run + 1} of {self.runs}, {name}: {_short(result)}")
-        return results
+        """Calls each function once a run, by turns."""
+        return by_turns(self.runs, names_and_functions, Failure)
 
 
 def main():
@@ -155,13 +142,6 @@ def parse():
         parser.error(f"{arguments.binary} does not exist: build it with cargo build --release, or name it by --binary")
     arguments.work_dir = arguments.work_dir.resolve()
     return arguments
-
-
-def _short(result):
-    if "failed" in result:
-        return f"failed: {result['failed'][:600]}"
-    return ", ".join(f"{key} {value:,.2f}" if isinstance(value, float) else f"{key} {value}"
-                     for key, value in result.items())
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ class Contestant:
             connection.getresponse().read()
         except OSError:
             return False
+        except http.client.BadStatusLine:
+            # It speaks HTTP/2 alone.
+            return True
         finally:
             connection.close()
         return True

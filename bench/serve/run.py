@@ -17,7 +17,7 @@ from stage import PROJECT, Failure, Stage, build_tools
 
 # From ../bridge, where `stage` looks too.
 import figures
-from machine import machine, step
+from machine import by_turns, machine, step
 
 
 class Bench:
@@ -41,18 +41,8 @@ class Bench:
         return self.logs / f"{self._folders:03}-{name}"
 
     def each_run(self, functions):
-        """Calls each function once a run, by turns; each run begins with another one, so that a drift meets all."""
-        results = {name: [] for name, _ in functions}
-        for number in range(self.arguments.runs):
-            first = number % max(1, len(functions))
-            for name, function in functions[first:] + functions[:first]:
-                try:
-                    result = function()
-                except Failure as failure:
-                    result = {"failed": str(failure)}
-                results[name].append(result)
-                step(f"run {number + 1} of {self.arguments.runs}, {name}: {_short(result)}")
-        return results
+        """Calls each function once a run, by turns."""
+        return by_turns(self.arguments.runs, functions, Failure)
 
 
 def main():
@@ -132,10 +122,6 @@ def parse():
         parser.error(f"{arguments.binary} does not exist: build it with cargo build --release, or name it by --binary")
     arguments.work_dir = arguments.work_dir.resolve()
     return arguments
-
-
-def _short(result):
-    return ", ".join(f"{key} {value:,.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items())
 
 
 if __name__ == "__main__":

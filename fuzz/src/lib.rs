@@ -59,7 +59,7 @@ mod serve {
             judged().map_err(|refusal: refusal::Refusal| refusal.detail)
         }
     }
-    #[path = "../../src/serve/envelope.rs"]
+    #[path = "../../src/serve/envelope/mod.rs"]
     pub(crate) mod envelope;
     #[path = "../../src/serve/pack.rs"]
     mod pack;
@@ -84,6 +84,11 @@ mod warm {
 
 /// The body of a push, down to whether its URLs would be fetched.
 pub fn envelope(body: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(body)
+        && let Some(push) = serve::envelope::quick(text)
+    {
+        assert_eq!(serve::envelope::thorough(text).ok(), Some(push), "both ways of reading find one push");
+    }
     let Ok(push) = serve::envelope::parse(body) else { return };
     let options = || push.attributes.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
     for data in serve::lines(&push) {

@@ -355,7 +355,7 @@ fn refused(refusal: &Refusal) -> Answer {
 fn id(push: &Push<'_>) -> String {
     let attribute = |name: &str| push.attributes.get(name);
     match (attribute("kafka-topic"), attribute("kafka-partition"), attribute("kafka-offset")) {
-        (Some(topic), Some(partition), Some(offset)) => format!("{topic}/{partition}/{offset}"),
+        (Some(topic), Some(partition), Some(offset)) => [topic.as_ref(), partition, offset].join("/"),
         _ => push.message_id.as_deref().unwrap_or_default().to_owned(),
     }
 }
@@ -364,11 +364,11 @@ fn id(push: &Push<'_>) -> String {
 /// the subscription's project.
 fn trace<'a>(head: &'a Parts, push: &'a Push<'_>) -> Option<Trace<'a>> {
     let project =
-        push.subscription.as_deref().and_then(|name| name.strip_prefix("projects/")?.split('/').next());
+        || push.subscription.as_deref().and_then(|name| name.strip_prefix("projects/")?.split('/').next());
     let of_message =
         trace::ATTRIBUTES.iter().filter_map(|name| push.attributes.get(*name).map(AsRef::as_ref));
     let of_request = trace::ATTRIBUTES.iter().filter_map(|name| head.headers.get(*name)?.to_str().ok());
-    of_message.chain(of_request).find_map(|traceparent| Trace::parse(traceparent, project))
+    of_message.chain(of_request).find_map(|traceparent| Trace::parse(traceparent, project()))
 }
 
 fn source(push: &Push<'_>) -> Source {

@@ -194,7 +194,7 @@ impl Serve {
 
     /// Answers until `stop`, then what is under way, within 10 s.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let handler = self.handler;
+        let handler = Arc::new(self.handler);
         // Shown until the end, so that a stop can be watched too.
         let shown = CancellationToken::new();
         let _shown_until_the_end = shown.clone().drop_guard();
@@ -205,7 +205,8 @@ impl Serve {
             .run(
                 move |request| {
                     let handler = handler.clone();
-                    async move { handler.answer(request).await }
+                    // Boxed, so that it is not moved about: it is large.
+                    Box::pin(async move { handler.answer(request).await })
                 },
                 stop,
                 DRAIN_LIMIT,

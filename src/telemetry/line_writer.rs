@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 const MAX_BYTES: usize = 8 << 20;
 /// What is written at once; lines are not torn unless one alone is longer.
 const PIECE_BYTES: usize = 64 << 10;
+/// The memory that is kept for the next lines.
+const KEPT_BYTES: usize = 1 << 20;
 /// How long lines gather after the first: a thread that wakes for each of them would cost more than the writing does.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(5);
 /// How often losses are told of at most.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// At the end: how long an output may stand still. On a busy machine the thread itself may wait for its turn that long.
@@ -133,7 +135,7 @@ impl Shared {
                 self.out.notify_all();
             }
             // A burst must not keep its memory for ever.
-            if taken.capacity() > 4 * PIECE_BYTES {
+            if taken.capacity() > KEPT_BYTES {
                 taken = Vec::new();
             }
             let lost = self.lost.load(Ordering::Relaxed);

@@ -6,6 +6,7 @@ pub(crate) mod instance;
 mod line_writer;
 pub(crate) mod logs;
 pub(crate) mod metrics;
+mod outcome_line;
 pub(crate) mod outcomes;
 pub(crate) mod status;
 pub(crate) mod trace;

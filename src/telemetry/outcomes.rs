@@ -1,18 +1,15 @@
 //! Outcomes as log lines: each is put into words once, and handed to whom no request waits for.
 //!
-//! The JSON is the object of `schemas/outcome.schema.json` beside the fields that Cloud Logging reads
-//! (cloud.google.com/logging/docs/structured-logging): `severity`, `time`, `message`, `httpRequest`, and the trace where
-//! one is known. What a line costs there is in `docs/logs.md`.
+//! What a line costs at Cloud Logging is in `docs/logs.md`. Next to read: `outcome_line.rs`, its JSON.
 
 use std::cell::RefCell;
-use std::fmt::{Arguments, Write as _};
+use std::fmt::Write as _;
 
 use clap::ValueEnum;
-use jiff::Timestamp;
-use serde::{Serialize, Serializer};
 use tracing::Level;
 
 use super::logs::{OUTCOME, on_one_line, outcome_lines};
+use super::outcome_line;
 use super::trace::Trace;
 use crate::outcome::Outcome;
 use crate::verdict::Verdict;
@@ -68,9 +65,7 @@ impl OutcomeLog {
         LINE.with_borrow_mut(|line| {
             line.clear();
             if lines.json {
-                // Serializing plain values into memory cannot fail.
-                let _ = serde_json::to_writer(&mut *line, &JsonLine::of(outcome, trace, self.method));
-                line.push(b'\n');
+                outcome_line::append(line, outcome, trace, self.method);
             } else {
                 line.extend_from_slice(text_line(outcome).as_bytes());
             }
@@ -80,78 +75,6 @@ impl OutcomeLog {
             }
         });
     }
-}
-
-/// One outcome as Cloud Logging reads it.
-#[derive(Serialize)]
-struct JsonLine<'a> {
-    severity: &'static str,
-    time: Timestamp,
-    #[serde(serialize_with = "message")]
-    message: &'a Outcome,
-    #[serde(rename = "httpRequest", skip_serializing_if = "Option::is_none")]
-    http_request: Option<HttpRequest<'a>>,
-    #[serde(flatten)]
-    trace: Option<&'a Trace<'a>>,
-    #[serde(flatten)]
-    outcome: &'a Outcome,
-}
-
-/// Cloud Logging's own form for a request; it shows the URL from here, so that the message has no third copy of it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct HttpRequest<'a> {
-    request_method: &'static str,
-    request_url: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "decimal")]
-    response_size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "seconds")]
-    latency: Option<f64>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    cache_hit: bool,
-}
-
-impl<'a> JsonLine<'a> {
-    fn of(outcome: &'a Outcome, trace: Option<&'a Trace<'a>>, method: &'static str) -> Self {
-        let exchange = &outcome.exchange;
-        let was_asked = outcome.attempts > 0;
-        let http_request = HttpRequest {
-            request_method: method,
-            request_url: &outcome.url,
-            status: exchange.http_status,
-            response_size: was_asked.then_some(exchange.bytes),
-            latency: was_asked.then_some(exchange.total_ms / 1_000.0),
-            cache_hit: matches!(outcome.verdict, Verdict::Warm | Verdict::Stale),
-        };
-        Self {
-            severity: "INFO",
-            time: outcome.finished_at,
-            message: outcome,
-            http_request: (!outcome.url.is_empty()).then_some(http_request),
-            trace,
-            outcome,
-        }
-    }
-}
-
-fn message<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{} in {}", outcome.verdict, outcome.region))
-}
-
-/// Cloud Logging takes 64-bit numbers as text.
-fn decimal<S: Serializer>(number: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    collect(serializer, format_args!("{}", number.unwrap_or_default()))
-}
-
-/// And durations as seconds with an `s` behind.
-fn seconds<S: Serializer>(seconds: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
-    collect(serializer, format_args!("{:.6}s", seconds.unwrap_or_default()))
-}
-
-fn collect<S: Serializer>(serializer: S, text: Arguments<'_>) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&text)
 }
 
 /// One outcome for a person.
@@ -165,79 +88,8 @@ fn text_line(outcome: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
+    use super::super::outcome_line::tests::outcome;
     use super::*;
-    use crate::outcome::{CacheEvidence, Exchange, Source};
-    use crate::verdict::Failure;
-
-    fn outcome(verdict: Verdict) -> Outcome {
-        Outcome {
-            id: "urls/3/17".to_owned(),
-            url: "https://example.com/a?b=\"c\"".to_owned(),
-            final_url: None,
-            region: "europe-west1".to_owned(),
-            instance: "a1b2c3d4".to_owned(),
-            reason: verdict.reason(),
-            verdict,
-            exchange: Exchange {
-                http_status: Some(200),
-                cache: Some(CacheEvidence {
-                    value: Some("edge; hit".to_owned()),
-                    ..CacheEvidence::default()
-                }),
-                bytes: 1_234,
-                bytes_saved: 0,
-                ttfb_ms: Some(1.5),
-                total_ms: 2.5,
-            },
-            attempts: 1,
-            source: Source { kafka_timestamp: Some(1), ..Source::default() },
-            finished_at: "2026-11-22T12:00:00.5Z".parse().unwrap(),
-        }
-    }
-
-    fn line(outcome: &Outcome, trace: Option<&Trace<'_>>) -> Value {
-        serde_json::to_value(JsonLine::of(outcome, trace, "GET")).unwrap()
-    }
-
-    #[test]
-    fn a_line_is_the_outcome_with_what_cloud_logging_reads_beside_it() {
-        let outcome = outcome(Verdict::Warm);
-        let trace =
-            Trace::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("p")).unwrap();
-        let mut expected = serde_json::to_value(&outcome).unwrap();
-        let more = json!({
-            "severity": "INFO",
-            "time": "2026-11-22T12:00:00.5Z",
-            "message": "warm in europe-west1",
-            "httpRequest": {
-                "requestMethod": "GET", "requestUrl": "https://example.com/a?b=\"c\"", "status": 200,
-                "responseSize": "1234", "latency": "0.002500s", "cacheHit": true,
-            },
-            "logging.googleapis.com/trace": "projects/p/traces/0af7651916cd43dd8448eb211c80319c",
-            "logging.googleapis.com/spanId": "b7ad6b7169203331",
-            "logging.googleapis.com/trace_sampled": true,
-        });
-        expected.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        assert_eq!(line(&outcome, Some(&trace)), expected);
-        let text = serde_json::to_string(&JsonLine::of(&outcome, None, "GET")).unwrap();
-        assert!(!text.contains("googleapis.com") && !text.contains('\n'), "{text}");
-    }
-
-    #[test]
-    fn what_was_not_asked_for_has_no_size_and_no_latency() {
-        let mut refused = outcome(Verdict::Failed(Failure::CircuitOpen));
-        refused.attempts = 0;
-        refused.exchange = Exchange::default();
-        assert_eq!(
-            line(&refused, None)["httpRequest"],
-            json!({"requestMethod": "GET", "requestUrl": "https://example.com/a?b=\"c\""})
-        );
-        assert_eq!(line(&refused, None)["message"], "failed (circuit open) in europe-west1");
-        refused.url = String::new();
-        assert_eq!(line(&refused, None).get("httpRequest"), None);
-    }
 
     #[test]
     fn a_person_reads_one_line() {

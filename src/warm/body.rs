@@ -1,4 +1,4 @@
-//! Reads a response's body to its end and drops it, frame by frame, so that its size does not matter.
+//! Reads a response's content to its end and drops it, piece by piece, so that its size does not matter.
 
 use std::error::Error;
 use std::io;
@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use http::Version;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use super::connections::{Home, InUse};
+use super::http1::Reading;
 use crate::verdict::Failure;
 
 /// A body this short is read, if it comes this fast, even where its status made the verdict already: the connection can
@@ -25,59 +26,119 @@ pub(super) struct BodyLimits {
     pub(super) bytes: u64,
 }
 
-/// How many bytes are left unread where a body is: none where it is so short that reading it costs less than another
-/// connection, or where its length is not known.
-///
-/// Dropping a body that has not ended closes its connection under HTTP/1.1, and resets its stream under HTTP/2.
-pub(super) fn worth_leaving(body: &Incoming) -> Option<u64> {
-    body.size_hint().exact().filter(|length| *length > DRAINED_BYTES)
+/// The content of a response. Dropping it gives its connection back, if that is of use again.
+pub(super) struct Content(Protocol);
+
+enum Protocol {
+    Http1(Http1),
+    /// Dropping a content that has not ended resets its stream.
+    Http2(Incoming, #[expect(dead_code, reason = "ends with the content")] InUse),
 }
 
-/// Reads a body to its end, undecoded; `bytes` counts on, and `hash` gets all of them.
+struct Http1 {
+    /// Until it is dropped.
+    reading: Option<Reading>,
+    home: Home,
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        if let Some(http1) = self.reading.take().and_then(Reading::into_rested) {
+            self.home.keep(http1);
+        }
+    }
+}
+
+impl Content {
+    pub(super) fn http1(reading: Reading, home: Home) -> Self {
+        Self(Protocol::Http1(Http1 { reading: Some(reading), home }))
+    }
+
+    pub(super) fn http2(incoming: Incoming, in_use: InUse) -> Self {
+        Self(Protocol::Http2(incoming, in_use))
+    }
+
+    /// How many bytes are to come, where that is known.
+    fn left_bytes(&self) -> Option<u64> {
+        match &self.0 {
+            Protocol::Http1(http1) => http1.reading.as_ref()?.left_bytes(),
+            Protocol::Http2(incoming, _) => incoming.size_hint().exact(),
+        }
+    }
+
+    /// Reads on, undecoded. How many bytes it was, which `hash` gets; none at the end.
+    ///
+    /// # Errors
+    /// Where it does not end as its framing says.
+    pub(super) async fn read(&mut self, hash: Option<&mut digest::Context>) -> Result<Option<u64>, Failure> {
+        match &mut self.0 {
+            Protocol::Http1(http1) => match &mut http1.reading {
+                Some(reading) => reading.read(hash).await,
+                None => Ok(None),
+            },
+            Protocol::Http2(incoming, _) => read_http2(incoming, hash).await,
+        }
+    }
+}
+
+async fn read_http2(
+    incoming: &mut Incoming,
+    hash: Option<&mut digest::Context>,
+) -> Result<Option<u64>, Failure> {
+    let Some(frame) = incoming.frame().await else {
+        // A stream that is reset with NO_ERROR ends like a whole one, but without its END_STREAM and maybe short of its
+        // declared length.
+        let is_whole = incoming.size_hint().lower() == 0 && incoming.is_end_stream();
+        return if is_whole { Ok(None) } else { Err(Failure::Truncated) };
+    };
+    let frame = frame.map_err(|error| why_broken_off(&error))?;
+    if let (Some(hash), Some(data)) = (hash, frame.data_ref()) {
+        hash.update(data);
+    }
+    Ok(Some(frame.data_ref().map_or(0, Bytes::len) as u64))
+}
+
+/// How many bytes are left unread where a content is: none where it is so short that reading it costs less than another
+/// connection, or where its length is not known.
+///
+/// Dropping a content that has not ended closes its connection under HTTP/1.1, and resets its stream under HTTP/2.
+pub(super) fn worth_leaving(content: &Content) -> Option<u64> {
+    content.left_bytes().filter(|length| *length > DRAINED_BYTES)
+}
+
+/// Reads a content to its end; `bytes` counts on, and `hash` gets all of them.
 ///
 /// # Errors
 /// Where it is longer than its limit, comes to a halt, or does not end as its framing says.
 pub(super) async fn read_and_drop(
-    mut body: Incoming,
-    version: Version,
+    mut content: Content,
     limits: BodyLimits,
     bytes: &mut u64,
     mut hash: Option<&mut digest::Context>,
 ) -> Result<(), Failure> {
     // One that says so beforehand need not be read.
-    let mut left = limits.bytes.checked_sub(body.size_hint().lower()).map(|_| limits.bytes);
+    let mut left = limits.bytes.checked_sub(content.left_bytes().unwrap_or(0)).map(|_| limits.bytes);
     while let Some(allowed) = left {
-        let frame = tokio::time::timeout(limits.stall, body.frame()).await.map_err(|_| Failure::Stalled)?;
-        let Some(frame) = frame else {
-            // An HTTP/2 stream that is reset with NO_ERROR ends like a whole one, but without its END_STREAM and maybe
-            // short of its declared length.
-            let whole = body.size_hint().lower() == 0 && (version != Version::HTTP_2 || body.is_end_stream());
-            return if whole { Ok(()) } else { Err(Failure::Truncated) };
-        };
-        let frame = frame.map_err(|error| why_broken_off(&error))?;
-        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+        let read = tokio::time::timeout(limits.stall, content.read(hash.as_deref_mut()));
+        let Some(length) = read.await.map_err(|_| Failure::Stalled)?? else { return Ok(()) };
         *bytes += length;
-        if let (Some(hash), Some(data)) = (&mut hash, frame.data_ref()) {
-            hash.update(data);
-        }
         left = allowed.checked_sub(length);
     }
     Err(Failure::TooLarge)
 }
 
-/// Reads a body that does not matter, if it is short and there soon.
-pub(super) async fn drain(body: Incoming, bytes: &mut u64) {
-    if body.size_hint().upper().is_some_and(|upper| upper <= DRAINED_BYTES) {
+/// Reads a content that does not matter, if it is short and there soon.
+pub(super) async fn drain(content: Content, bytes: &mut u64) {
+    if content.left_bytes().is_some_and(|left| left <= DRAINED_BYTES) {
         let limits = BodyLimits { stall: DRAIN_LIMIT, bytes: DRAINED_BYTES };
-        let reading = read_and_drop(body, Version::HTTP_11, limits, bytes, None);
         // Nothing depends on it; the connection is closed where it does not end.
-        let _ = tokio::time::timeout(DRAIN_LIMIT, reading).await;
+        let _ = tokio::time::timeout(DRAIN_LIMIT, read_and_drop(content, limits, bytes, None)).await;
     }
 }
 
-/// A chunk that makes no sense, or an end before the end.
+/// An end before the end, or what is no HTTP/2.
 fn why_broken_off(error: &hyper::Error) -> Failure {
-    tracing::debug!("body: {error:?}");
+    tracing::debug!("content: {error:?}");
     let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
         Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Failure::BadChunk,

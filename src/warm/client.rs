@@ -1,25 +1,25 @@
 //! What the warming asks origins, and what it means where they do not answer.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use bytes::Bytes;
 use clap::ValueEnum;
-use http::{HeaderName, HeaderValue, Method, Request, header};
-use http_body_util::Empty;
-use tokio::sync::Notify;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http_cache_semantics::RequestLike;
+use url::{Position, Url};
 
 use super::connect::ConnectError;
 use super::connections::Unanswered;
+use super::http1::NoHead;
 use super::names::NoAddress;
 use super::tls;
 use crate::request::WarmRequest;
 use crate::verdict::{Failure, Verdict};
 
 /// Interim responses (1xx) before the one that counts; more are taken for an attack, since each costs time and none ends.
-const MAX_INTERIM_RESPONSES: u32 = 16;
+pub(super) const MAX_INTERIM_RESPONSES: u32 = 16;
+
 /// What URLs are asked with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WarmMethod {
@@ -40,27 +40,68 @@ impl WarmMethod {
     }
 }
 
-/// The GET as a viewer's player would send it, with what makes the edge speak, and what the request asks for on top.
-pub(super) fn http_request(
-    request: &WarmRequest,
-    method: WarmMethod,
-    asks: &[(HeaderName, HeaderValue)],
-) -> Request<Empty<Bytes>> {
-    let mut get = Request::new(Empty::new());
-    if method == WarmMethod::Head {
-        *get.method_mut() = Method::HEAD;
-    }
-    // Every URL of the url crate is a valid request target once it is serialized.
-    *get.uri_mut() = request.url().as_str().parse().expect("a serialized URL is a URI");
-    let headers = get.headers_mut();
+/// One request as it is sent.
+#[derive(Debug, Clone)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'static Method,
+    pub(super) url: &'a Url,
+    /// All but Host.
+    pub(super) headers: Cow<'a, HeaderMap>,
+}
+
+/// What every request is asked with: as a viewer's player would, and with what makes the edge speak.
+pub(super) fn common_headers(asks: impl Iterator<Item = (HeaderName, HeaderValue)>) -> HeaderMap {
+    const USER_AGENT: &str = concat!("cdnwarm/", env!("CARGO_PKG_VERSION"));
+    let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate, br, zstd"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    headers.extend(asks);
     headers
-        .insert(header::USER_AGENT, HeaderValue::from_static(concat!("cdnwarm/", env!("CARGO_PKG_VERSION"))));
-    for (name, value) in asks.iter().map(|(name, value)| (name, value)).chain(request.headers()) {
-        headers.insert(name, value.clone());
+}
+
+impl<'a> Asked<'a> {
+    /// With the headers that the request asks for on top of the common ones.
+    pub(super) fn new(request: &'a WarmRequest, method: WarmMethod, common: &'a HeaderMap) -> Self {
+        let mut headers = Cow::Borrowed(common);
+        for (name, value) in request.headers() {
+            headers.to_mut().insert(name, value.clone());
+        }
+        let method = match method {
+            WarmMethod::Get => &Method::GET,
+            WarmMethod::Head => &Method::HEAD,
+        };
+        Self { method, url: request.url(), headers }
     }
-    get
+
+    /// In origin form (RFC 9112, section 3.2.1).
+    pub(super) fn target(&self) -> &'a str {
+        &self.url[Position::BeforePath..Position::AfterQuery]
+    }
+
+    /// What Host says.
+    pub(super) fn authority(&self) -> &'a str {
+        &self.url[Position::BeforeHost..Position::AfterPort]
+    }
+}
+
+impl RequestLike for Asked<'_> {
+    fn uri(&self) -> Uri {
+        // Every URL of the url crate is a valid request target once it is serialized.
+        self.url.as_str().parse().expect("a serialized URL is a URI")
+    }
+
+    fn is_same_uri(&self, other: &Uri) -> bool {
+        self.uri() == *other
+    }
+
+    fn method(&self) -> &Method {
+        self.method
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
 }
 
 /// From the client's error, which wraps ours, rustls' and hyper's, to the one word that helps.
@@ -83,6 +124,9 @@ pub(super) fn why_no_response(error: &Unanswered) -> Verdict {
         if let Some(tls) = inside.and_then(|inside| inside.downcast_ref::<rustls::Error>()) {
             return Verdict::Failed(Failure::Tls(tls::reason(tls)));
         }
+        if matches!(current.downcast_ref(), Some(NoHead::TooLarge)) {
+            return Verdict::Failed(Failure::HeadTooLarge);
+        }
         if current.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
             return Verdict::Failed(Failure::HeadTooLarge);
         }
@@ -93,20 +137,7 @@ pub(super) fn why_no_response(error: &Unanswered) -> Verdict {
     }
     Verdict::Failed(match error {
         Unanswered::Connect(_) => Failure::Connect,
-        Unanswered::Http(_) => Failure::Protocol,
+        Unanswered::Http1(_) | Unanswered::Http2(_) => Failure::Protocol,
+        Unanswered::TooManyInterimResponses => Failure::HeadTooLarge,
     })
-}
-
-/// Waits until the response to this request has more interim responses before it than are put up with.
-pub(super) fn too_many_interim_responses(
-    request: &mut Request<Empty<Bytes>>,
-) -> impl Future<Output = ()> + use<> {
-    let too_many = Arc::new(Notify::new());
-    let (teller, count) = (too_many.clone(), AtomicU32::new(0));
-    hyper::ext::on_informational(request, move |_| {
-        if count.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM_RESPONSES {
-            teller.notify_one();
-        }
-    });
-    async move { too_many.notified().await }
 }

@@ -3,15 +3,11 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tower_service::Service;
+use url::Url;
 
 use super::guard::{Guard, Place};
 use super::names::{Names, NoAddress};
@@ -53,17 +49,21 @@ impl Connector {
         }
     }
 
-    async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, ConnectError> {
-        let addresses = self.addresses(&uri).await?;
+    /// A connection to the URL's host.
+    ///
+    /// # Errors
+    /// [`ConnectError`], but for [`ConnectError::TlsTimeout`].
+    pub(super) async fn connect(&self, url: &Url) -> Result<TcpStream, ConnectError> {
+        let addresses = self.addresses(url).await?;
         tokio::time::timeout(self.limit, self.dial_any(&addresses))
             .await
             .unwrap_or(Err(ConnectError::Timeout))
     }
 
-    /// Where to connect for this URI: judged, and looked up for this very connection or a moment ago.
-    async fn addresses(&self, uri: &Uri) -> Result<Vec<SocketAddr>, ConnectError> {
-        let host = uri.host().unwrap_or_default();
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    /// Where to connect for this URL: judged, and looked up for this very connection or a moment ago.
+    async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, ConnectError> {
+        let host = url.host_str().unwrap_or_default();
+        let port = url.port_or_known_default().unwrap_or(443);
         match self.guard.place(host, port).map_err(ConnectError::Refused)? {
             Place::At(address) => Ok(vec![address]),
             Place::Named => {
@@ -75,7 +75,7 @@ impl Connector {
     }
 
     /// The first of these that answers.
-    async fn dial_any(&self, addresses: &[SocketAddr]) -> Result<TokioIo<TcpStream>, ConnectError> {
+    async fn dial_any(&self, addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
         // One address that swallows everything must not take the time of those behind it.
         let each = self.limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         let mut last = ConnectError::Timeout;
@@ -84,7 +84,7 @@ impl Connector {
                 Ok(Ok(stream)) => {
                     // Requests are small and go out whole.
                     stream.set_nodelay(true).map_err(ConnectError::Connect)?;
-                    return Ok(TokioIo::new(stream));
+                    return Ok(stream);
                 }
                 Ok(Err(error)) => last = ConnectError::Connect(error),
                 Err(_) => last = ConnectError::Timeout,
@@ -99,20 +99,6 @@ impl Connector {
             return detour.dial(address).await;
         }
         TcpStream::connect(address).await
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
     }
 }
 

@@ -1,42 +1,43 @@
 //! The connections of one host: kept while they are of use, shared where they speak HTTP/2, made where there is none.
 //!
 //! A client of our own, since each host has one anyway: it knows its host, so that a request costs it a lock and no look-up,
-//! no parsing of its URL and no task. hyper speaks the protocols.
+//! no parsing of its URL and no task. `http1` speaks the common protocol, hyper speaks HTTP/2.
 
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::Request;
+use http::response::Parts;
 use http_body_util::Empty;
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::client::legacy::connect::Connection;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http_cache_semantics::RequestLike;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use tower_service::Service;
+use url::Url;
 
+use super::body::Content;
+use super::client::{Asked, MAX_INTERIM_RESPONSES};
+use super::http1::{Http1, MAX_HEAD_BYTES, NoHead};
 use super::tls::TlsConnector;
 
 /// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to say so: one that died
 /// silently would otherwise take every request given to it down to its time-out.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_LIMIT: Duration = Duration::from_secs(5);
-/// Response heads beyond this are not read; those of HTTP/1.1 may have 100 headers, hyper's own limit. It is also the
-/// most that a connection of HTTP/1.1 keeps of a body that is being read.
-const MAX_HEAD_BYTES: u32 = 32 << 10;
 /// What one stream, and all of one connection, may send ahead of its reader: 1,000 connections stay small, and an edge
 /// next door is not held up.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
-/// Connections that are kept for the next request, and for how long.
-const MAX_IDLE: usize = 32;
+/// Connections that are kept for the next request, as many as may be in use after a burst, and for how long.
+const MAX_IDLE: usize = 128;
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
-type Body = Empty<Bytes>;
+type Http2 = http2::SendRequest<Empty<Bytes>>;
 
 /// The connections of one host, and the way to more of them.
 #[derive(Debug)]
@@ -49,29 +50,33 @@ struct Inner {
 
 #[derive(Default)]
 struct Kept {
-    /// Of HTTP/1.1, the one used last at the end, with when that was.
-    idle: Vec<(http1::SendRequest<Body>, Instant)>,
+    /// Of HTTP/1.1, the one used last at the end.
+    idle: Vec<Idle>,
     http2: Option<Shared>,
     /// Whether somebody looks after those that rest.
     is_swept: bool,
 }
 
+struct Idle {
+    http1: Http1,
+    used_at: Instant,
+}
+
 struct Shared {
-    sender: http2::SendRequest<Body>,
+    sender: Http2,
     in_use: usize,
     used_at: Instant,
 }
 
-/// A connection, for one request: from its head to the end of its response's body. It must be dropped after the body, and is
-/// then kept for the next request, if it is still of use.
-pub(super) struct InUse {
-    sender: Option<Sender>,
-    connections: Weak<Inner>,
-}
+/// Where a connection came from, and goes back to.
+pub(super) struct Home(Weak<Inner>);
 
-enum Sender {
-    Http1(http1::SendRequest<Body>),
-    Http2(http2::SendRequest<Body>),
+/// One use of a connection that is shared.
+pub(super) struct InUse(Home);
+
+enum Connection {
+    Http1(Http1),
+    Http2(Http2),
 }
 
 /// Why there is no response.
@@ -80,7 +85,10 @@ pub(super) enum Unanswered {
     /// There is no connection.
     Connect(Box<dyn Error + Send + Sync>),
     /// The connection broke, or what came over it is not HTTP.
-    Http(hyper::Error),
+    Http1(NoHead),
+    Http2(hyper::Error),
+    /// More interim responses than are put up with, over HTTP/2.
+    TooManyInterimResponses,
 }
 
 impl Connections {
@@ -88,131 +96,114 @@ impl Connections {
         Self(Arc::new(Inner { connector, kept: Mutex::default() }))
     }
 
-    /// Sends a request, whose URI is absolute; to the head of its response.
+    /// Sends a request; to the head of its response, and its content.
     ///
     /// # Errors
     /// [`Unanswered`]. A connection that was kept and is closed before it answers is none: another one is used, since GET and
     /// HEAD may be sent twice (RFC 9110, section 9.2.2).
-    pub(super) async fn request(
-        &self,
-        mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, InUse), Unanswered> {
-        let uri = request.uri().clone();
+    pub(super) async fn request(&self, asked: &Asked<'_>) -> Result<(Parts, Content), Unanswered> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let (mut sender, was_kept) = match self.0.take().await {
-                Some(sender) => (sender, tries <= MAX_IDLE),
+            let (connection, was_kept) = match self.0.take() {
+                Some(connection) => (connection, tries <= MAX_IDLE),
                 // Boxed, since it takes more room than all the rest, and is rare.
-                None => (Box::pin(self.0.connect(&uri)).await?, false),
+                None => (Box::pin(self.0.connect(asked.url)).await?, false),
             };
-            // What was sent is gone.
-            let again = was_kept.then(|| request.clone());
-            let in_use = |sender| InUse { sender: Some(sender), connections: Arc::downgrade(&self.0) };
-            let sent = match &mut sender {
-                Sender::Http1(sender) => {
-                    to_origin_form(&mut request, &uri);
-                    sender.try_send_request(request).await
-                }
-                Sender::Http2(sender) => {
-                    to_absolute_form(&mut request, &uri);
-                    sender.try_send_request(request).await
-                }
-            };
-            match sent {
-                Ok(response) => return Ok((response, in_use(sender))),
-                Err(error) => {
-                    // A stream of HTTP/2 that failed says nothing of the others.
-                    if let Sender::Http2(_) = sender {
-                        drop(in_use(sender));
+            let home = Home(Arc::downgrade(&self.0));
+            match connection {
+                Connection::Http1(http1) => match http1.ask(asked).await {
+                    Ok((head, reading)) => return Ok((head, Content::http1(reading, home))),
+                    Err(NoHead::Gone(_)) if was_kept => {}
+                    Err(error) => return Err(Unanswered::Http1(error)),
+                },
+                // Boxed likewise.
+                Connection::Http2(sender) => {
+                    if let Some(answered) = Box::pin(ask_http2(sender, asked, InUse(home), was_kept)).await? {
+                        return Ok(answered);
                     }
-                    request = unanswered(error, again)?;
                 }
             }
         }
     }
 }
 
-/// The request to send once more, where a kept connection was closed on it.
-fn unanswered(
-    mut error: TrySendError<Request<Body>>,
-    again: Option<Request<Body>>,
-) -> Result<Request<Body>, Unanswered> {
-    let never_left = error.take_message().is_some();
-    let error = error.into_error();
-    again.filter(|_| never_left || error.is_incomplete_message()).ok_or(Unanswered::Http(error))
-}
-
-/// As HTTP/1.1 has it (RFC 9112, section 3.2.1).
-fn to_origin_form(request: &mut Request<Body>, uri: &Uri) {
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = path.into();
-    // Every authority is a valid header value.
-    let host = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    if let Some(host) = host {
-        request.headers_mut().insert(header::HOST, host);
+/// Sends a request over HTTP/2; none where it is to be sent once more, since a kept connection was closed on it.
+async fn ask_http2(
+    mut sender: Http2,
+    asked: &Asked<'_>,
+    in_use: InUse,
+    was_kept: bool,
+) -> Result<Option<(Parts, Content)>, Unanswered> {
+    let mut request = Request::new(Empty::new());
+    *request.method_mut() = asked.method.clone();
+    // Its authority becomes `:authority`, which stands for Host (RFC 9113, section 8.3.1).
+    *request.uri_mut() = asked.uri();
+    *request.headers_mut() = asked.headers.clone().into_owned();
+    let too_many = Arc::new(Notify::new());
+    let (teller, count) = (too_many.clone(), AtomicU32::new(0));
+    hyper::ext::on_informational(&mut request, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM_RESPONSES {
+            teller.notify_one();
+        }
+    });
+    let sent = tokio::select! {
+        // A flood is read in so large pieces that the time may be over by the time that it is seen.
+        biased;
+        () = too_many.notified() => return Err(Unanswered::TooManyInterimResponses),
+        sent = sender.try_send_request(request) => sent,
+    };
+    match sent {
+        Ok(response) => {
+            let (head, incoming) = response.into_parts();
+            Ok(Some((head, Content::http2(incoming, in_use))))
+        }
+        Err(mut error) => {
+            let never_left = error.take_message().is_some();
+            let error = error.into_error();
+            let is_again = was_kept && (never_left || error.is_incomplete_message());
+            if is_again { Ok(None) } else { Err(Unanswered::Http2(error)) }
+        }
     }
-}
-
-/// As HTTP/2 has it, where `:authority` stands for Host (RFC 9113, section 8.3.1).
-fn to_absolute_form(request: &mut Request<Body>, uri: &Uri) {
-    *request.uri_mut() = uri.clone();
-    request.headers_mut().remove(header::HOST);
 }
 
 impl Inner {
     /// A kept connection that can take a request.
-    async fn take(&self) -> Option<Sender> {
-        loop {
-            let (mut sender, used_at) = {
-                let mut kept = self.kept();
-                if let Some(sender) = kept.shared() {
-                    return Some(Sender::Http2(sender));
-                }
-                kept.idle.pop()?
-            };
-            // At once, or as soon as the connection has seen the end of the body before; an error where it is closed.
-            if used_at.elapsed() < IDLE_LIMIT && sender.ready().await.is_ok() {
-                return Some(Sender::Http1(sender));
+    fn take(&self) -> Option<Connection> {
+        let mut kept = self.kept();
+        if let Some(sender) = kept.shared() {
+            return Some(Connection::Http2(sender));
+        }
+        while let Some(mut idle) = kept.idle.pop() {
+            if idle.is_of_use() {
+                return Some(Connection::Http1(idle.http1));
             }
         }
+        None
     }
 
-    async fn connect(&self, uri: &Uri) -> Result<Sender, Unanswered> {
-        let stream = self.connector.clone().call(uri.clone()).await.map_err(Unanswered::Connect)?;
-        if stream.connected().is_negotiated_h2() {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .max_header_list_size(MAX_HEAD_BYTES)
-                .initial_stream_window_size(STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_LIMIT);
-            let (sender, connection) = builder.handshake(stream).await.map_err(Unanswered::Http)?;
-            spawn(connection);
-            // Of several that were made at once the first is kept, and the others end with their request.
-            return Ok(Sender::Http2(self.kept().share(sender)));
+    async fn connect(&self, url: &Url) -> Result<Connection, Unanswered> {
+        let (stream, is_http2) = self.connector.connect(url).await.map_err(Unanswered::Connect)?;
+        if !is_http2 {
+            return Ok(Connection::Http1(Http1::new(stream)));
         }
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(MAX_HEAD_BYTES as usize);
-        let (mut sender, connection) = builder.handshake(stream).await.map_err(Unanswered::Http)?;
-        spawn(connection);
-        sender.ready().await.map_err(Unanswered::Http)?;
-        Ok(Sender::Http1(sender))
-    }
-
-    fn give_back(self: Arc<Self>, sender: Sender) {
-        let mut kept = self.kept();
-        match sender {
-            Sender::Http1(sender) if sender.is_closed() || kept.idle.len() >= MAX_IDLE => return,
-            Sender::Http1(sender) => kept.idle.push((sender, Instant::now())),
-            Sender::Http2(_) => kept.unshare(),
-        }
-        if !std::mem::replace(&mut kept.is_swept, true) {
-            drop(kept);
-            tokio::spawn(sweep(Arc::downgrade(&self)));
-        }
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEAD_BYTES as u32)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_LIMIT);
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(Unanswered::Http2)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("connection to an edge: {error:?}");
+            }
+        });
+        // Of several that were made at once the first is kept, and the others end with their request.
+        Ok(Connection::Http2(self.kept().share(sender)))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -221,16 +212,43 @@ impl Inner {
     }
 }
 
+impl Home {
+    /// Keeps a connection for the next request, if there is room.
+    pub(super) fn keep(&self, http1: Http1) {
+        self.change(|kept| {
+            if kept.idle.len() < MAX_IDLE {
+                kept.idle.push(Idle { http1, used_at: Instant::now() });
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Kept)) {
+        let Some(connections) = self.0.upgrade() else { return };
+        let mut kept = connections.kept();
+        change(&mut kept);
+        if !std::mem::replace(&mut kept.is_swept, true) {
+            drop(kept);
+            tokio::spawn(sweep(self.0.clone()));
+        }
+    }
+}
+
+impl Idle {
+    fn is_of_use(&mut self) -> bool {
+        self.used_at.elapsed() < IDLE_LIMIT && self.http1.is_quiet()
+    }
+}
+
 impl Kept {
     /// One more use of the shared connection, if there is one.
-    fn shared(&mut self) -> Option<http2::SendRequest<Body>> {
+    fn shared(&mut self) -> Option<Http2> {
         let shared = self.http2.as_mut().filter(|shared| !shared.sender.is_closed())?;
         shared.in_use += 1;
         Some(shared.sender.clone())
     }
 
     /// The shared connection: this one, unless there is one already.
-    fn share(&mut self, sender: http2::SendRequest<Body>) -> http2::SendRequest<Body> {
+    fn share(&mut self, sender: Http2) -> Http2 {
         if let Some(sender) = self.shared() {
             return sender;
         }
@@ -246,9 +264,9 @@ impl Kept {
         }
     }
 
-    /// Closes what has rested for too long; true where something is left.
+    /// Closes what has rested for too long, or was closed by the host; true where something is left.
     fn sweep(&mut self) -> bool {
-        self.idle.retain(|(sender, used_at)| !sender.is_closed() && used_at.elapsed() < IDLE_LIMIT);
+        self.idle.retain_mut(Idle::is_of_use);
         self.http2.take_if(|shared| {
             shared.sender.is_closed() || (shared.in_use == 0 && shared.used_at.elapsed() >= IDLE_LIMIT)
         });
@@ -268,19 +286,9 @@ async fn sweep(connections: Weak<Inner>) {
     }
 }
 
-fn spawn(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("connection to an edge: {error:?}");
-        }
-    });
-}
-
 impl Drop for InUse {
     fn drop(&mut self) {
-        if let (Some(sender), Some(connections)) = (self.sender.take(), self.connections.upgrade()) {
-            connections.give_back(sender);
-        }
+        self.0.change(Kept::unshare);
     }
 }
 
@@ -294,7 +302,9 @@ impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "no connection: {error}"),
-            Self::Http(error) => write!(f, "no response: {error}"),
+            Self::Http1(error) => write!(f, "no response: {error}"),
+            Self::Http2(error) => write!(f, "no response: {error}"),
+            Self::TooManyInterimResponses => f.write_str("no response: too many interim responses"),
         }
     }
 }
@@ -303,17 +313,22 @@ impl Error for Unanswered {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Connect(error) => Some(&**error),
-            Self::Http(error) => Some(error),
+            Self::Http1(error) => Some(error),
+            Self::Http2(error) => Some(error),
+            Self::TooManyInterimResponses => None,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
     use std::collections::HashMap;
     use std::net::SocketAddr;
+    use std::sync::LazyLock;
 
-    use http_body_util::BodyExt;
+    use http::HeaderMap;
+    use http::Method;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::mpsc;
@@ -339,8 +354,10 @@ mod tests {
         (Connections::new(TlsConnector::new(Connector::new(guard, names, limit), tls, limit)), streams)
     }
 
-    fn get() -> Request<Body> {
-        Request::builder().uri("http://example.com/a?b").body(Empty::new()).unwrap()
+    static URL: LazyLock<Url> = LazyLock::new(|| Url::parse("http://example.com/a?b").unwrap());
+
+    fn get() -> Asked<'static> {
+        Asked { method: &Method::GET, url: &URL, headers: Cow::Owned(HeaderMap::new()) }
     }
 
     /// Answers one request with so many bytes of those that it says.
@@ -366,8 +383,9 @@ mod tests {
             stream
         };
         let asked = async {
-            let (response, _in_use) = connections.request(get()).await.unwrap();
-            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "xxxxx");
+            let (_, mut content) = connections.request(&get()).await.unwrap();
+            assert_eq!(content.read(None).await.unwrap(), Some(5));
+            assert_eq!(content.read(None).await.unwrap(), None);
         };
         tokio::join!(answered, asked).0
     }
@@ -394,9 +412,7 @@ mod tests {
                 stream
             },
             async {
-                let (response, in_use) = connections.request(get()).await.unwrap();
-                drop(response);
-                drop(in_use);
+                drop(connections.request(&get()).await.unwrap());
             }
         );
         whole(&connections, async { streams.recv().await.unwrap() }).await;
@@ -415,7 +431,7 @@ mod tests {
                     answer(&mut stream, 0, 0).await;
                     stream
                 },
-                connections.request(get())
+                async { connections.request(&get()).await }
             );
             accepted.push(stream);
             in_use.push(asked.unwrap().1);
@@ -424,10 +440,12 @@ mod tests {
         assert_eq!(connections.0.kept().idle.len(), MAX_IDLE);
         tokio::time::pause();
         tokio::time::advance(IDLE_LIMIT / 2).await;
-        assert!(connections.0.take().await.is_some(), "it rests for longer than that");
+        assert!(connections.0.take().is_some(), "it rests for longer than that");
         tokio::time::advance(IDLE_LIMIT).await;
         for mut stream in accepted {
-            assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "it is closed");
+            let ended =
+                tokio::time::timeout(IDLE_LIMIT, async { stream.read(&mut [0]).await.unwrap_or(0) }).await;
+            assert_eq!(ended, Ok(0), "it is closed");
         }
         assert!(!connections.0.kept().is_swept, "nobody looks after nothing");
     }

@@ -6,16 +6,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Empty;
-use hyper::body::Incoming;
+use http::response::Parts;
+use http::{Method, StatusCode, header};
 
-use super::body::{drain, read_and_drop, worth_leaving};
+use super::body::{Content, drain, read_and_drop, worth_leaving};
 use super::cdn::{self, Judged};
 use super::certify::{Found, conclude};
-use super::client::{http_request, too_many_interim_responses, why_no_response};
-use super::connections::{Connections, InUse};
+use super::client::{Asked, why_no_response};
+use super::connections::Connections;
 use super::look::Look;
 use super::turns::Turn;
 use super::{Progress, Warmer, milliseconds, range, redirect};
@@ -140,14 +138,13 @@ impl Warmer {
             Ok(turn) => turn,
             Err(failure) => return ControlFlow::Break(Verdict::Failed(failure).into()),
         };
-        let get = http_request(request, self.method, &self.asks);
+        let asked = Asked::new(request, self.method, &self.common_headers);
         let before = progress.exchange.bytes;
         if self.shows_looks {
-            let (asked, _) = get.clone().into_parts();
-            progress.looks.push(Look::new(request.url(), &asked));
+            progress.looks.push(Look::new(&asked));
         }
         let found = {
-            let asking = pin!(self.ask(&turn, get, request, followed, progress));
+            let asking = pin!(self.ask(&turn, &asked, request, followed, progress));
             turn.spend(asking).await
         };
         if self.shows_looks
@@ -166,42 +163,39 @@ impl Warmer {
     async fn ask(
         &self,
         turn: &Turn<Connections>,
-        get: Request<Empty<Bytes>>,
+        asked: &Asked<'_>,
         request: &WarmRequest,
         followed: u8,
         progress: &mut Progress,
     ) -> ControlFlow<Found, WarmRequest> {
-        let (asked, _) = get.clone().into_parts();
         progress.attempts += 1;
         let Progress { exchange, looks, .. } = progress;
-        let (response, _connection) = match self.head(turn, get, exchange).await {
+        let (response, content) = match self.head(turn, asked, exchange).await {
             Ok(answered) => answered,
             Err(verdict) => return ControlFlow::Break(verdict.into()),
         };
-        // Declared behind the connection, so that it is dropped before.
-        let (response, body) = response.into_parts();
         if self.shows_looks
             && let Some(look) = looks.last_mut()
         {
             look.heard(&response);
         }
         let leads_on = redirect::next(&self.guard, self.follow_redirects, followed, request, &response);
-        if let Some(decided) = leads_on.transpose().or_else(|| failure(&asked, &response).map(Err)) {
-            drain(body, &mut exchange.bytes).await;
+        if let Some(decided) = leads_on.transpose().or_else(|| failure(asked, &response).map(Err)) {
+            drain(content, &mut exchange.bytes).await;
             return match decided {
                 Ok(next) => ControlFlow::Continue(next),
                 Err(verdict) => ControlFlow::Break(verdict.into()),
             };
         }
-        ControlFlow::Break(self.judge(&asked, &response, body, request, exchange).await)
+        ControlFlow::Break(self.judge(asked, &response, content, request, exchange).await)
     }
 
     /// Reads the body of a response that counts, and says what it was worth.
     async fn judge(
         &self,
-        asked: &http::request::Parts,
-        response: &http::response::Parts,
-        body: Incoming,
+        asked: &Asked<'_>,
+        response: &Parts,
+        content: Content,
         request: &WarmRequest,
         exchange: &mut Exchange,
     ) -> Found {
@@ -216,7 +210,7 @@ impl Warmer {
             sha256: None,
         };
         let is_wanted = verdict != Verdict::Warm || request.expected().mismatch(&seen).is_some();
-        let left = worth_leaving(&body).filter(|_| self.skip_warm && !is_wanted);
+        let left = worth_leaving(&content).filter(|_| self.skip_warm && !is_wanted);
         match left {
             // A response to HEAD tells of a body that does not come.
             _ if asked.method == Method::HEAD => {}
@@ -226,7 +220,7 @@ impl Warmer {
             },
             None => {
                 let mut hash = request.expected().needs_hash().then(|| Context::new(&SHA256));
-                let length = match self.read(asked, response, body, hash.as_mut(), exchange).await {
+                let length = match self.read(asked, response, content, hash.as_mut(), exchange).await {
                     Ok(length) => length,
                     Err(failure) => return Verdict::Failed(failure).into(),
                 };
@@ -250,14 +244,14 @@ impl Warmer {
     /// Reads a body to its end; gives its length.
     async fn read(
         &self,
-        asked: &http::request::Parts,
-        response: &http::response::Parts,
-        body: Incoming,
+        asked: &Asked<'_>,
+        response: &Parts,
+        content: Content,
         hash: Option<&mut Context>,
         exchange: &mut Exchange,
     ) -> Result<u64, Failure> {
         let before = exchange.bytes;
-        read_and_drop(body, response.version, self.body_limits, &mut exchange.bytes, hash).await?;
+        read_and_drop(content, self.body_limits, &mut exchange.bytes, hash).await?;
         let length = exchange.bytes - before;
         match range::part_bytes(&asked.headers, response)? {
             Some(bytes) if bytes != length => Err(Failure::OtherRange),
@@ -269,25 +263,17 @@ impl Warmer {
     async fn head(
         &self,
         turn: &Turn<Connections>,
-        mut request: Request<Empty<Bytes>>,
+        asked: &Asked<'_>,
         exchange: &mut Exchange,
-    ) -> Result<(Response<Incoming>, InUse), Verdict> {
+    ) -> Result<(Parts, Content), Verdict> {
         let started = Instant::now();
-        let too_many = too_many_interim_responses(&mut request);
-        let asking = tokio::time::timeout(self.first_byte_limit, turn.client().request(request));
-        let answered = tokio::select! {
-            // A flood is read in so large pieces that the time may be over by the time that it is seen.
-            biased;
-            () = too_many => return Err(Verdict::Failed(Failure::HeadTooLarge)),
-            answered = asking => answered,
-        };
-        let verdict = match answered {
-            Ok(Ok((response, connection))) => {
+        let verdict = match tokio::time::timeout(self.first_byte_limit, turn.client().request(asked)).await {
+            Ok(Ok((response, content))) => {
                 let ttfb = started.elapsed();
-                turn.answered(ttfb, response.status(), response.headers());
+                turn.answered(ttfb, response.status, &response.headers);
                 exchange.ttfb_ms.get_or_insert(milliseconds(ttfb));
-                exchange.http_status = Some(response.status().as_u16());
-                return Ok((response, connection));
+                exchange.http_status = Some(response.status.as_u16());
+                return Ok((response, content));
             }
             Ok(Err(error)) => why_no_response(&error),
             Err(_) => Verdict::Failed(Failure::FirstByteTimeout),
@@ -298,7 +284,7 @@ impl Warmer {
 }
 
 /// What the status alone says against the response, if anything.
-fn failure(asked: &http::request::Parts, response: &http::response::Parts) -> Option<Verdict> {
+fn failure(asked: &Asked<'_>, response: &Parts) -> Option<Verdict> {
     // Part of a body that was asked for whole is none.
     let is_part =
         response.status == StatusCode::PARTIAL_CONTENT && !asked.headers.contains_key(header::RANGE);

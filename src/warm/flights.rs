@@ -1,83 +1,96 @@
 //! GETs under way, so that equal requests share one: from its start to its end, and not a moment longer.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use futures_util::FutureExt;
-use futures_util::future::{Shared, WeakShared};
+use tokio::sync::OnceCell;
 
 use crate::request::WarmRequest;
 
 /// What is under way, by request. Holds no more than its callers wait for.
-pub(super) struct Flights<T: Clone>(Arc<Mutex<Table<T>>>);
+pub(super) struct Flights<T>(Mutex<HashMap<WarmRequest, Weak<OnceCell<T>>>>);
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Flight<T> = Shared<Work<T>>;
-
-struct Table<T: Clone> {
-    /// Weak: a GET whose last caller is gone ends.
-    flights: HashMap<WarmRequest, (u64, WeakShared<Work<T>>)>,
-    /// Numbers them, so that the end of one does not take away the next for the same request.
-    next: u64,
+/// One caller's place in a flight, which comes off the table once it has landed, or its last caller is gone.
+pub(super) struct Flight<'a, T> {
+    flights: &'a Flights<T>,
+    request: &'a WarmRequest,
+    /// Until the caller leaves.
+    cell: Option<Arc<OnceCell<T>>>,
+    is_first: bool,
 }
 
-impl<T: Clone + Send + Sync + 'static> Flights<T> {
+impl<T> Flights<T> {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Table { flights: HashMap::new(), next: 0 })))
+        Self(Mutex::default())
     }
 
-    /// The flight for this request: the one under way, or `start`'s. True where it is `start`'s.
+    /// The flight of an equal request that is under way, or else a new one.
+    pub(super) fn join<'a>(&'a self, request: &'a WarmRequest) -> Flight<'a, T> {
+        let mut table = self.table();
+        let known = table.entry(request.clone()).or_default();
+        let under_way = known.upgrade().filter(|cell| !cell.initialized());
+        let is_first = under_way.is_none();
+        let cell = under_way.unwrap_or_default();
+        if is_first {
+            *known = Arc::downgrade(&cell);
+        }
+        Flight { flights: self, request, cell: Some(cell), is_first }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<WarmRequest, Weak<OnceCell<T>>>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Flight<'_, T> {
+    /// Whether nobody else is on it yet.
+    pub(super) fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    fn leave(&mut self) -> Option<Arc<OnceCell<T>>> {
+        let cell = self.cell.take()?;
+        let mut table = self.flights.table();
+        let is_known = table.get(self.request).is_some_and(|known| known.as_ptr() == Arc::as_ptr(&cell));
+        if is_known && (cell.initialized() || Arc::strong_count(&cell) == 1) {
+            table.remove(self.request);
+        }
+        Some(cell)
+    }
+}
+
+impl<T: Clone> Flight<'_, T> {
+    /// What `fetch` comes to, or the one that is under way. True where it was this caller's.
     ///
-    /// Whoever waits for it drives it: it goes on where the first caller left, and ends with the last.
-    pub(super) fn join<F>(&self, request: &WarmRequest, start: impl FnOnce() -> F) -> (Flight<T>, bool)
-    where
-        F: Future<Output = T> + Send + 'static,
-    {
-        let mut table = lock(&self.0);
-        if let Some(flight) = table.flights.get(request).and_then(|(_, flight)| flight.upgrade()) {
-            return (flight, false);
+    /// Where the caller leaves whose it is, the next one begins anew with its own. It is pinned, so that it is not moved about.
+    pub(super) async fn land(mut self, fetch: Pin<&mut impl Future<Output = T>>) -> (T, bool) {
+        let mut is_own = false;
+        if let Some(cell) = &self.cell {
+            let own = || async {
+                is_own = true;
+                fetch.await
+            };
+            cell.get_or_init(own).await;
         }
-        let number = table.next;
-        table.next += 1;
-        let landing = Landing { table: self.0.clone(), request: request.clone(), number };
-        // Unlike a block of its own, which would keep room for the work twice.
-        let whole = start().map(move |done| {
-            drop(landing);
-            done
+        let landed = self.leave().and_then(|cell| match Arc::try_unwrap(cell) {
+            Ok(alone) => alone.into_inner(),
+            Err(shared) => shared.get().cloned(),
         });
-        let flight = whole.boxed().shared();
-        if let Some(weak) = flight.downgrade() {
-            table.flights.insert(request.clone(), (number, weak));
-        }
-        (flight, true)
+        (landed.expect("a cell that was waited for has a value"), is_own)
     }
 }
 
-/// Takes a flight off the table at its end, however it ends.
-struct Landing<T: Clone> {
-    table: Arc<Mutex<Table<T>>>,
-    request: WarmRequest,
-    number: u64,
-}
-
-impl<T: Clone> Drop for Landing<T> {
+impl<T> Drop for Flight<'_, T> {
     fn drop(&mut self) {
-        let mut table = lock(&self.table);
-        if table.flights.get(&self.request).is_some_and(|(number, _)| *number == self.number) {
-            table.flights.remove(&self.request);
-        }
+        self.leave();
     }
-}
-
-fn lock<T: Clone>(table: &Mutex<Table<T>>) -> MutexGuard<'_, Table<T>> {
-    // Nothing panics while it is held.
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
@@ -90,12 +103,12 @@ mod tests {
     /// Joins a flight of a second, counting those that start.
     async fn fly(flights: &Flights<u32>, request: &WarmRequest, started: &Arc<AtomicU32>) -> u32 {
         let started = started.clone();
-        let (flight, _) = flights.join(request, || async move {
+        let fetch = async move {
             let number = started.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_secs(1)).await;
             number
-        });
-        flight.await
+        };
+        flights.join(request).land(pin!(fetch)).await.0
     }
 
     #[tokio::test(start_paused = true)]
@@ -112,20 +125,21 @@ mod tests {
         );
         assert_eq!((a, b, c, d), (0, 0, 1, 2));
         assert_eq!(fly(&flights, &plain, &started).await, 3, "what has ended is not shared");
-        assert!(lock(&flights.0).flights.is_empty());
+        assert!(flights.table().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_goes_on_without_the_first_caller_and_ends_with_the_last() {
+    async fn the_next_caller_begins_anew_where_the_first_leaves_and_it_ends_with_the_last() {
         let (flights, started) = (Flights::new(), Arc::default());
         let plain = request("https://example.com/a", &[]);
         let half = Duration::from_millis(500);
         let first = tokio::time::timeout(half, fly(&flights, &plain, &started));
-        let (first, second) = tokio::join!(first, fly(&flights, &plain, &started));
+        let (first, second, third) =
+            tokio::join!(first, fly(&flights, &plain, &started), fly(&flights, &plain, &started));
         assert!(first.is_err());
-        assert_eq!(second, 0);
+        assert_eq!((second, third), (1, 1), "one of them does, for both");
         assert!(tokio::time::timeout(half, fly(&flights, &plain, &started)).await.is_err());
-        assert!(lock(&flights.0).flights.is_empty(), "nobody waits, so nothing is kept");
-        assert_eq!(fly(&flights, &plain, &started).await, 2);
+        assert!(flights.table().is_empty(), "nobody waits, so nothing is kept");
+        assert_eq!(fly(&flights, &plain, &started).await, 3);
     }
 }

@@ -6,6 +6,7 @@ use url::Url;
 
 use super::cdn;
 use super::certify::Found;
+use super::client::Asked;
 use crate::outcome::{CacheEvidence, Exchange, shown_url};
 use crate::verdict::Verdict;
 
@@ -41,10 +42,10 @@ pub(crate) struct Look {
 pub(crate) type Headers = Vec<(String, String)>;
 
 impl Look {
-    pub(super) fn new(url: &Url, asked: &http::request::Parts) -> Self {
+    pub(super) fn new(asked: &Asked<'_>) -> Self {
         Self {
             method: asked.method.to_string(),
-            url: shown_url(url),
+            url: shown_url(asked.url),
             sent: shown(&asked.headers, |_| true),
             http_status: None,
             read: Vec::new(),

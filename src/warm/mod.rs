@@ -2,7 +2,7 @@
 //! response headers say how warm the edge is.
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `tls`,
+//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1` (with `framing`), `tls`,
 //! `connect` and `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
@@ -19,8 +19,10 @@ mod connections;
 mod corpora;
 mod fetch;
 mod flights;
+mod framing;
 mod guard;
 mod hosts;
+mod http1;
 mod limit;
 mod look;
 mod names;
@@ -35,14 +37,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, header};
 use jiff::Timestamp;
 use rustls::ClientConfig;
 
 pub(crate) use args::WarmArgs;
 use body::BodyLimits;
 use cdn::Speakers;
-use client::WarmMethod;
+use client::{WarmMethod, common_headers};
 use connect::Connector;
 use connections::Connections;
 use flights::Flights;
@@ -50,6 +52,7 @@ use guard::Guard;
 pub(crate) use look::Look;
 use names::Names;
 use tls::TlsConnector;
+pub(crate) use tls::system_config as system_tls_config;
 pub(crate) use turns::HostState;
 use turns::Turns;
 
@@ -68,8 +71,8 @@ pub(crate) struct Warmer {
     certify: bool,
     skip_warm: bool,
     speakers: Arc<Speakers>,
-    /// What `speakers` have to be asked with.
-    asks: Arc<[(HeaderName, HeaderValue)]>,
+    /// What every request is asked with.
+    common_headers: Arc<HeaderMap>,
     expect_pop: Arc<[String]>,
     /// Whether looks are kept.
     shows_looks: bool,
@@ -91,7 +94,7 @@ impl Warmer {
         if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
             tracing::debug!("raising the limit on open files: {error}");
         }
-        let (tls, names) = (tls::system_config()?, Names::of_system()?);
+        let (tls, names) = (system_tls_config()?, Names::of_system()?);
         Ok(Self::build(args, tls, |guard, limit| Connector::new(guard, names, limit)))
     }
 
@@ -113,7 +116,7 @@ impl Warmer {
             identity: Identity::discover(args.instance),
             certify: args.certify,
             skip_warm: args.skip_warm,
-            asks: speakers.asks().collect(),
+            common_headers: Arc::new(common_headers(speakers.asks())),
             speakers: Arc::new(speakers),
             expect_pop: args.expect_pop.into_iter().filter(|pop| !pop.is_empty()).collect(),
             shows_looks: false,
@@ -199,15 +202,18 @@ impl Warmer {
     /// Fetches, or waits for what an equal request has under way already.
     async fn share(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
         let started = Instant::now();
-        let (flight, is_own) =
-            self.flights.join(request, || self.clone().fetch_until(deadline, request.clone()));
-        let (verdict, mut progress) = if is_own {
-            flight.await
-        } else {
+        let flight = self.flights.join(request);
+        let is_first = flight.is_first();
+        let fetch = pin!(self.fetch_until(deadline, request));
+        let landing = pin!(flight.land(fetch));
+        let landed = match is_first {
+            // It ends in time by itself.
+            true => Ok(landing.await),
             // Another's may have begun later, and end later.
-            let landed = tokio::time::timeout_at(deadline.into(), flight).await;
-            landed.unwrap_or_else(|_| (Verdict::Failed(Failure::TotalTimeout), Progress::default()))
+            false => tokio::time::timeout_at(deadline.into(), landing).await,
         };
+        let timed_out = || ((Verdict::Failed(Failure::TotalTimeout), Progress::default()), false);
+        let ((verdict, mut progress), is_own) = landed.unwrap_or_else(|_| timed_out());
         if !is_own {
             // What was read is told once.
             progress.attempts = 0;
@@ -219,11 +225,11 @@ impl Warmer {
     }
 
     /// Fetches within the time that there is.
-    async fn fetch_until(self, deadline: Instant, request: WarmRequest) -> (Verdict, Progress) {
+    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
         let mut progress = Progress::default();
         let in_time = {
             // Pinned here, so that it is not moved about: it is large.
-            let work = pin!(self.fetch_with_retries(deadline, &request, &mut progress));
+            let work = pin!(self.fetch_with_retries(deadline, request, &mut progress));
             tokio::time::timeout_at(deadline.into(), work).await.ok()
         };
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.

@@ -1,20 +1,23 @@
 //! TLS to origins: the system's CA certificates, HTTP/2 or HTTP/1.1 by ALPN, and a limit to the handshake.
 
 use std::error::Error;
-use std::future::{Future, Ready, ready};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, MaybeHttpsStream};
-use hyper_util::rt::TokioIo;
-use rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError, PeerIncompatible};
+use rustls::pki_types::ServerName;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, Error as TlsError, PeerIncompatible, RootCertStore,
+};
 use tokio::net::TcpStream;
-use tower_service::Service;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+use url::Url;
 
 use super::connect::{ConnectError, Connector};
+
+/// A connection, without TLS or with it.
+pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// The most that is told of a reason which has no words of ours.
 const MAX_REASON_CHARS: usize = 200;
@@ -27,17 +30,38 @@ pub(super) struct TlsConnector {
     limit: Duration,
 }
 
-/// TLS that trusts the system's CA certificates, or those of `SSL_CERT_FILE`.
+/// TLS that trusts the system's CA certificates, or those of `SSL_CERT_FILE`, which are read once.
 ///
 /// # Errors
 /// Where the system has no CA certificates at all.
-pub(super) fn system_config() -> anyhow::Result<ClientConfig> {
+pub(crate) fn system_config() -> anyhow::Result<ClientConfig> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = match ROOTS.get() {
+        Some(roots) => roots.clone(),
+        None => {
+            let roots = Arc::new(system_roots()?);
+            ROOTS.get_or_init(|| roots).clone()
+        }
+    };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let config = config.with_native_roots().map_err(|error| {
-        anyhow::anyhow!("reading CA certificates: {error}; install ca-certificates or set SSL_CERT_FILE")
-    })?;
-    Ok(config.with_no_client_auth())
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn system_roots() -> anyhow::Result<RootCertStore> {
+    // A system has a folder with the same in it, file by file, which would take ten times as long.
+    let file = openssl_probe::probe().cert_file.filter(|_| std::env::var_os("SSL_CERT_DIR").is_none());
+    let found = match file {
+        Some(file) => rustls_native_certs::load_certs_from_paths(Some(&file), None),
+        None => rustls_native_certs::load_native_certs(),
+    };
+    let mut roots = RootCertStore::empty();
+    let (usable, _) = roots.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        let why = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+        anyhow::bail!("reading CA certificates: {why}; install ca-certificates or set SSL_CERT_FILE");
+    }
+    Ok(roots)
 }
 
 impl TlsConnector {
@@ -46,42 +70,25 @@ impl TlsConnector {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Self { tcp, config: Arc::new(config), limit }
     }
-}
 
-impl Service<Uri> for TlsConnector {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
-    type Error = Box<dyn Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.tcp.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (config, limit) = (self.config.clone(), self.limit);
-        let connecting = self.tcp.call(uri.clone());
-        Box::pin(async move {
-            let mut tls = HttpsConnector::from((Connected(Some(connecting.await?)), config));
-            let handshake = tokio::time::timeout(limit, tls.call(uri));
-            handshake.await.unwrap_or_else(|_| Err(ConnectError::TlsTimeout.into()))
-        })
-    }
-}
-
-/// A connection that is there already, for what wants to make it by itself.
-struct Connected(Option<TokioIo<TcpStream>>);
-
-impl Service<Uri> for Connected {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Ready<Result<Self::Response, ConnectError>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        ready(self.0.take().ok_or(ConnectError::Timeout))
+    /// A connection to the URL's host, and whether it speaks HTTP/2.
+    ///
+    /// # Errors
+    /// [`ConnectError`], or what TLS says.
+    pub(super) async fn connect(&self, url: &Url) -> Result<(Stream, bool), Box<dyn Error + Send + Sync>> {
+        let tcp = self.tcp.connect(url).await?;
+        if url.scheme() != "https" {
+            return Ok((Stream::Left(tcp), false));
+        }
+        // An IPv6 address has brackets in a URL alone.
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned())?;
+        let handshake = tokio_rustls::TlsConnector::from(self.config.clone()).connect(name, tcp);
+        let tls: io::Result<_> =
+            tokio::time::timeout(self.limit, handshake).await.map_err(|_| ConnectError::TlsTimeout)?;
+        let tls = tls?;
+        let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok((Stream::Right(Box::new(tls)), is_http2))
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::key_set::KeySet;
+use crate::warm::system_tls_config;
 
 /// The least time between the starts of two fetches, however they end.
 const FETCH_INTERVAL: Duration = Duration::from_secs(30);
@@ -88,8 +89,11 @@ impl KeyCache {
             .retry(reqwest::retry::never())
             // The next fetch is hours away.
             .pool_max_idle_per_host(0);
-        // Reading the system's certificates takes milliseconds.
-        let builder = if url.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
+        // Reading the system's certificates takes milliseconds, and the warming needs them too.
+        let builder = match url.scheme() {
+            "http" => builder.tls_certs_only([]),
+            _ => builder.tls_backend_preconfigured(system_tls_config()?),
+        };
         let client = builder.build().context("preparing to fetch the key set of --push-jwks-url")?;
         let over = CancellationToken::new();
         over.cancel();

@@ -1,5 +1,7 @@
 //! How headers are read whatever their name: lists over several lines, directives, and as much of them as is shown.
 
+use std::borrow::Cow;
+
 use http::HeaderMap;
 use http::header::{self, AsHeaderName};
 
@@ -17,9 +19,10 @@ pub(super) fn bounded(text: &str) -> String {
 }
 
 /// All lines of a header in one, as RFC 9110, section 5.3, joins them; lines that are not ASCII are left out.
-pub(super) fn joined(headers: &HeaderMap, name: impl AsHeaderName) -> String {
-    let lines: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
-    lines.join(", ")
+pub(super) fn joined(headers: &HeaderMap, name: impl AsHeaderName) -> Cow<'_, str> {
+    let mut lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let first = Cow::Borrowed(lines.next().unwrap_or_default());
+    lines.fold(first, |so_far, line| Cow::Owned(format!("{so_far}, {line}")))
 }
 
 /// The members of a header that is a comma list, over all its lines.

@@ -94,13 +94,10 @@ pub(super) fn spoken(speakers: &Speakers, headers: &HeaderMap) -> (Option<Spoken
 }
 
 fn own_word(speakers: &Speakers, own: &HeaderName, headers: &HeaderMap) -> Spoken {
-    Spoken {
-        row: &OWN,
-        header: own.as_str().to_owned().into(),
-        value: bounded(&joined(headers, own)),
-        said: read_members(&OWN, own.as_str(), headers),
-        pop: own_pop(speakers, headers),
-    }
+    let said = read_members(&OWN, own.as_str(), headers);
+    let value = said.as_ref().map_or_else(|| bounded(&joined(headers, own)), |said| said.value.clone());
+    let pop = own_pop(speakers, headers);
+    Spoken { row: &OWN, header: own.as_str().to_owned().into(), said, value, pop }
 }
 
 fn own_pop(speakers: &Speakers, headers: &HeaderMap) -> Option<String> {
@@ -146,10 +143,10 @@ fn read_members(row: &Row, header: &str, headers: &HeaderMap) -> Option<Said> {
 
 /// What a text means: that of the longest of the row's words that it begins with.
 fn word(row: &Row, text: &str) -> Option<Word> {
-    let text = text.to_ascii_lowercase();
     let fits = |word: &str| {
-        text.strip_prefix(word)
-            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '-'))
+        let start = text.get(..word.len()).filter(|start| start.eq_ignore_ascii_case(word));
+        let goes_on = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+        start.is_some() && !text[word.len()..].starts_with(goes_on)
     };
     let fitting = row.words.iter().filter(|(word, _)| fits(word));
     fitting.max_by_key(|(word, _)| word.len()).map(|(_, meaning)| *meaning)

@@ -2,7 +2,12 @@
 //!
 //! Only the envelope is judged here. Whether the decoded data is a URL is `WarmRequest::parse`'s to say, since the two
 //! failures are answered differently: a body that is no push always gets 400, bad data goes by `--malformed`.
-//! The shape is that of <https://cloud.google.com/pubsub/docs/push>. Next to read: `request.rs`.
+//! The shape is that of <https://cloud.google.com/pubsub/docs/push>.
+//!
+//! What is usual is read in one pass, by `quick`; all else, and every error, is for the thorough reading here. Next to
+//! read: `request.rs`.
+
+mod quick;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -73,14 +78,28 @@ pub(crate) enum NotAPush {
 pub(crate) fn parse(body: &[u8]) -> Result<Push<'_>, NotAPush> {
     // Up front and for the whole body, since the JSON parser does not look into the strings that it skips.
     let text = std::str::from_utf8(body).map_err(|error| NotAPush::NotUtf8(error.valid_up_to()))?;
+    quick(text).map_or_else(|| thorough(text), Ok)
+}
+
+/// The push that `text` is, if it is a usual one; the very one then that [`thorough`] finds.
+pub(crate) fn quick(text: &str) -> Option<Push<'_>> {
+    quick::read(text)
+}
+
+/// Reads every body, each level by a scan of its own.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn thorough(text: &str) -> Result<Push<'_>, NotAPush> {
     let mut push = Push::default();
     let mut message = Once::Absent;
-    for_each_member(text, |name, value| match name.as_ref() {
-        "message" => message.set(value),
-        "subscription" => push.subscription = non_empty_string(value).or(push.subscription.take()),
-        "deliveryAttempt" => push.delivery_attempt = count(value).or(push.delivery_attempt),
-        "delivery_attempt" => push.delivery_attempt = push.delivery_attempt.or_else(|| count(value)),
-        _ => {}
+    for_each_member(text, |name, value| match OuterMember::named(&name) {
+        OuterMember::Message => message.set(value),
+        OuterMember::Subscription => {
+            Spelling::Camel.fill(&mut push.subscription, || non_empty_string(value));
+        }
+        OuterMember::DeliveryAttempt(spelling) => spelling.fill(&mut push.delivery_attempt, || count(value)),
+        OuterMember::Other => {}
     })
     .map_err(|error| not_an_object(text, error))?;
 
@@ -98,26 +117,100 @@ impl Push<'_> {
     }
 }
 
+/// What a member of the outer object is, by its name.
+#[derive(Debug, Clone, Copy)]
+enum OuterMember {
+    Message,
+    Subscription,
+    DeliveryAttempt(Spelling),
+    Other,
+}
+
+impl OuterMember {
+    fn named(name: &str) -> Self {
+        match name {
+            "message" => Self::Message,
+            "subscription" => Self::Subscription,
+            "deliveryAttempt" => Self::DeliveryAttempt(Spelling::Camel),
+            "delivery_attempt" => Self::DeliveryAttempt(Spelling::Snake),
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What a member of the message is, by its name.
+#[derive(Debug, Clone, Copy)]
+enum MessageMember {
+    Data,
+    Attributes,
+    Id(Spelling),
+    PublishTime(Spelling),
+    OrderingKey(Spelling),
+    Other,
+}
+
+impl MessageMember {
+    fn named(name: &str) -> Self {
+        match name {
+            "data" => Self::Data,
+            "attributes" => Self::Attributes,
+            "messageId" => Self::Id(Spelling::Camel),
+            "message_id" => Self::Id(Spelling::Snake),
+            "publishTime" => Self::PublishTime(Spelling::Camel),
+            "publish_time" => Self::PublishTime(Spelling::Snake),
+            "orderingKey" => Self::OrderingKey(Spelling::Camel),
+            "ordering_key" => Self::OrderingKey(Spelling::Snake),
+            _ => Self::Other,
+        }
+    }
+}
+
+/// How a name is written that has two spellings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    Camel,
+    Snake,
+}
+
+impl Spelling {
+    /// Whether a value under this spelling is looked at where the field is filled like this so far.
+    fn counts<T>(self, field: &Option<T>) -> bool {
+        self == Self::Camel || field.is_none()
+    }
+
+    /// Fills the field with the value, if that is usable and counts.
+    fn fill<T>(self, field: &mut Option<T>, value: impl FnOnce() -> Option<T>) {
+        if self.counts(field)
+            && let Some(value) = value()
+        {
+            *field = Some(value);
+        }
+    }
+}
+
 fn read_message<'a>(message: &'a str, mut push: Push<'a>) -> Result<Push<'a>, NotAPush> {
     let mut data = Once::Absent;
-    for_each_member(message, |name, value| match name.as_ref() {
-        "data" => data.set(value),
-        "attributes" => {
+    for_each_member(message, |name, value| match MessageMember::named(&name) {
+        MessageMember::Data => data.set(value),
+        MessageMember::Attributes => {
             push.attributes = attributes(value).unwrap_or_else(|| std::mem::take(&mut push.attributes))
         }
-        "messageId" => push.message_id = non_empty_string(value).or(push.message_id.take()),
-        "message_id" => push.message_id = push.message_id.take().or_else(|| non_empty_string(value)),
-        "publishTime" => push.publish_time = time(value).or(push.publish_time),
-        "publish_time" => push.publish_time = push.publish_time.or_else(|| time(value)),
-        "orderingKey" => push.ordering_key = non_empty_string(value).or(push.ordering_key.take()),
-        "ordering_key" => push.ordering_key = push.ordering_key.take().or_else(|| non_empty_string(value)),
-        _ => {}
+        MessageMember::Id(spelling) => spelling.fill(&mut push.message_id, || non_empty_string(value)),
+        MessageMember::PublishTime(spelling) => spelling.fill(&mut push.publish_time, || time(value)),
+        MessageMember::OrderingKey(spelling) => {
+            spelling.fill(&mut push.ordering_key, || non_empty_string(value));
+        }
+        MessageMember::Other => {}
     })
     .map_err(|_| NotAPush::MessageNotAnObject)?;
 
     push.data = match data {
         Once::Absent | Once::Present("null") => Vec::new(),
-        Once::Present(value) => decode(value)?,
+        Once::Present(value) if value.starts_with('"') => {
+            // Without text it holds a lone surrogate, which is no base64 either.
+            decode(&string(value).ok_or(NotAPush::DataNotBase64(0))?)?
+        }
+        Once::Present(_) => return Err(NotAPush::DataNotAString),
         Once::Repeated => return Err(NotAPush::DataTwice),
     };
     let says_nothing = push.message_id.is_none() && push.publish_time.is_none() && push.attributes.is_empty();
@@ -186,7 +279,11 @@ fn string(value: &str) -> Option<Cow<'_, str>> {
 }
 
 fn non_empty_string(value: &str) -> Option<Cow<'_, str>> {
-    string(value).filter(|text| !text.is_empty())
+    string(value).and_then(non_empty)
+}
+
+fn non_empty(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn time(value: &str) -> Option<Timestamp> {
@@ -214,19 +311,19 @@ fn attributes(value: &str) -> Option<BTreeMap<Cow<'_, str>, Cow<'_, str>>> {
 }
 
 /// Each of the four engines takes one alphabet and one way to end, so that mixtures and half a padding are errors.
-fn decode(value: &str) -> Result<Vec<u8>, NotAPush> {
-    if !value.starts_with('"') {
-        return Err(NotAPush::DataNotAString);
+fn decode(text: &str) -> Result<Vec<u8>, NotAPush> {
+    let is_padded = text.ends_with('=');
+    // The usual alphabet is tried before it is looked for: what decodes holds nothing of the other one.
+    if let Ok(data) = if is_padded { STANDARD.decode(text) } else { STANDARD_NO_PAD.decode(text) } {
+        return Ok(data);
     }
-    // JSON, but no text: a lone surrogate, which is no base64 either.
-    let text = string(value).ok_or(NotAPush::DataNotBase64(0))?;
-    let engine = match (text.contains(['-', '_']), text.ends_with('=')) {
+    let engine = match (text.contains(['-', '_']), is_padded) {
         (false, true) => STANDARD,
         (false, false) => STANDARD_NO_PAD,
         (true, true) => URL_SAFE,
         (true, false) => URL_SAFE_NO_PAD,
     };
-    engine.decode(text.as_bytes()).map_err(|error| {
+    engine.decode(text).map_err(|error| {
         NotAPush::DataNotBase64(match error {
             DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
             DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
