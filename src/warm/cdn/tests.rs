@@ -1,9 +1,17 @@
 //! Each row of the table as its CDN says it, forged and contradictory; and what RFC 9111 and RFC 9211 say of the rest.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::Full;
+
 use super::cache_status::MAX_CACHE_STATUS_BYTES;
 use super::headers::MAX_EVIDENCE_BYTES;
 use super::*;
-use http::{Request, Response};
+use crate::warm::WarmArgs;
+use crate::warm::stand::origin::{Asked, Origin};
+use crate::warm::stand::{NameServer, Stand};
 
 /// The verdict for a GET that was answered with this status and these headers.
 fn judged_with(request: &[(&str, &str)], status: u16, headers: &[(&str, &str)]) -> (Verdict, CacheEvidence) {
@@ -551,6 +559,44 @@ fn every_row_is_read_as_its_cdn_says_it() {
             assert_eq!(evidence.cdn.as_deref(), Some(case.cdn), "{value}");
             assert_eq!(evidence.pop.as_deref(), case.pop, "{}", case.cdn);
             assert!(case.header.eq_ignore_ascii_case(&evidence.header.unwrap()), "{value}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_row_is_read_the_same_from_a_cdn_that_says_it_over_the_wire() {
+    // Each value has a URL, and is told once by an honest origin, and once by one that would like to be warm.
+    let answer = |asked: &Asked| {
+        let path = asked.url.rsplit_once(".com/").map_or("", |(_, path)| path);
+        let numbers: Vec<usize> = path.split('/').map(|number| number.parse().unwrap()).collect();
+        let case = &CASES[numbers[0]];
+        let (value, _) = case.says[numbers[1]];
+        let forged: &[(&str, &str)] =
+            if numbers[2] == 1 { &[("x-cache-status", "HIT"), ("x-my-cache", "hit")] } else { &[] };
+        let mut response = Response::builder();
+        for (name, value) in [forged, case.marks, &FRESH, &[(case.header, value)]].concat() {
+            response = response.header(name, value);
+        }
+        response.body(Full::from("content")).unwrap()
+    };
+    let host = "cdn.example.com".to_owned();
+    let origin = Origin::start(&[host], answer).await;
+    let name_server = NameServer::start(HashMap::new(), Duration::ZERO).await;
+    let stand = Stand::new(WarmArgs::default(), origin, name_server).await;
+    for (number, case) in CASES.iter().enumerate() {
+        for (value_number, (value, verdict)) in case.says.iter().enumerate() {
+            for is_forged in [0, 1] {
+                let url = format!("https://cdn.example.com/{number}/{value_number}/{is_forged}");
+                let (outcome, _) = stand.warm(url.as_bytes()).await;
+                let what = format!("{}: {}: {value} {is_forged}", case.cdn, case.header);
+                assert_eq!(outcome.verdict.to_string(), *verdict, "{what}");
+                let cache = outcome.exchange.cache.unwrap_or_default();
+                assert_eq!(
+                    (cache.cdn.as_deref(), cache.pop.as_deref()),
+                    (Some(case.cdn), case.pop),
+                    "{what}"
+                );
+            }
         }
     }
 }
