@@ -75,8 +75,9 @@ impl Framing {
             if response.version != Version::HTTP_11 {
                 return Err(BadFraming("a transfer coding in HTTP/1.0"));
             }
-            let codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-            let last = codings.filter_map(|line| line.as_bytes().rsplit(|byte| *byte == b',').next()).last();
+            let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+            let last =
+                codings.next_back().and_then(|line| line.as_bytes().rsplit(|byte| *byte == b',').next());
             let is_chunked = last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
             // Whoever sends both may mean to be read in two ways: the length does not count, nor what follows.
             let is_plain = response.headers.remove(header::CONTENT_LENGTH).is_none();

@@ -49,8 +49,10 @@ pub(crate) fn system_config() -> anyhow::Result<ClientConfig> {
 }
 
 fn system_roots() -> anyhow::Result<RootCertStore> {
+    #[expect(clippy::disallowed_methods, reason = "not ours: every TLS library reads it")]
+    let is_folder_named = std::env::var_os("SSL_CERT_DIR").is_some();
     // A system has a folder with the same in it, file by file, which would take ten times as long.
-    let file = openssl_probe::probe().cert_file.filter(|_| std::env::var_os("SSL_CERT_DIR").is_none());
+    let file = openssl_probe::probe().cert_file.filter(|_| !is_folder_named);
     let found = match file {
         Some(file) => rustls_native_certs::load_certs_from_paths(Some(&file), None),
         None => rustls_native_certs::load_native_certs(),
