@@ -25,7 +25,7 @@ def parse():
     parser.add_argument("--message-bytes", default=120, help="attributes, id and time of a message, without its URLs", **number)
     parser.add_argument("--get-seconds", default=0.1, help="from a GET to its verdict", **number)
     parser.add_argument("--concurrency", default=1000, help="of the service, and its --max-in-flight", **number)
-    parser.add_argument("--serve-cpu-us", default=40, help="CPU microseconds of serve for one URL", **number)
+    parser.add_argument("--serve-cpu-us", default=50, help="CPU microseconds of serve for one URL", **number)
     parser.add_argument("--bridge-cpu-us", default=1.5, help="CPU microseconds of bridge for one record", **number)
     parser.add_argument("--use", default=0.6, help="of an instance's CPU and concurrency, before there is another", **number)
     parser.add_argument("--instance-usd", default=0.0684, help="an hour of one instance: 1 vCPU, 512 MiB", **number)
