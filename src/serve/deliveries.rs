@@ -4,7 +4,7 @@
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -20,11 +20,8 @@ const WINDOW: Duration = Duration::from_secs(600);
 /// Deliveries that are remembered, at about 130 bytes each; the one not asked for the longest goes first.
 const MAX_KNOWN: NonZero<usize> = NonZero::new(32_768).expect("not zero");
 
-/// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory. Clones share them.
-#[derive(Clone)]
-pub(super) struct Deliveries(Arc<Inner>);
-
-struct Inner {
+/// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory.
+pub(super) struct Deliveries {
     /// Of secret keys, so that nobody can make two deliveries that look the same.
     hashers: [RandomState; 2],
     known: Mutex<LruCache<Delivery, Known>>,
@@ -53,7 +50,7 @@ impl Deliveries {
         // It grows as it is used.
         let mut known = LruCache::unbounded();
         known.resize(count);
-        Self(Arc::new(Inner { hashers: Default::default(), known: Mutex::new(known) }))
+        Self { hashers: Default::default(), known: Mutex::new(known) }
     }
 
     /// `line` is the id of one among several; none where the message has no id by which it could be known again.
@@ -71,7 +68,7 @@ impl Deliveries {
             options().for_each(|option| option.hash(&mut state));
             state.finish()
         };
-        Some(Delivery(self.0.hashers.each_ref().map(whole)))
+        Some(Delivery(self.hashers.each_ref().map(whole)))
     }
 
     /// What an earlier delivery came to.
@@ -89,7 +86,7 @@ impl Deliveries {
 
     fn table(&self) -> MutexGuard<'_, LruCache<Delivery, Known>> {
         // Nothing panics while it is held.
-        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

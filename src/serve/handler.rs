@@ -37,8 +37,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(8);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers every request of one server. Cheap to clone.
-#[derive(Clone)]
+/// Answers every request of one server.
 pub(super) struct Handler {
     auth: Auth,
     warmer: Warmer,
@@ -51,7 +50,6 @@ pub(super) struct Handler {
 }
 
 /// Who hears of outcomes.
-#[derive(Clone)]
 pub(super) struct Seen {
     pub(super) metrics: ServeMetrics,
     pub(super) log: OutcomeLog,
