@@ -22,7 +22,7 @@ pub(super) fn bounded(text: &str) -> String {
 pub(super) fn joined(headers: &HeaderMap, name: impl AsHeaderName) -> Cow<'_, str> {
     let mut lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let first = Cow::Borrowed(lines.next().unwrap_or_default());
-    lines.fold(first, |so_far, line| Cow::Owned(format!("{so_far}, {line}")))
+    lines.fold(first, |so_far, line| Cow::Owned(so_far.into_owned() + ", " + line))
 }
 
 /// The members of a header that is a comma list, over all its lines.
