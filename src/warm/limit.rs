@@ -14,6 +14,9 @@ const MAX: f64 = 256.0;
 const SLOW_FLOOR: f64 = 16.0;
 /// Answers that take this many times as long as the quickest of late say that requests wait for each other.
 const CROWDED: f64 = 4.0;
+/// Answers that take no longer than this are quick, whatever the quickest took: they may as well have waited here, to be
+/// read, on a machine that is busy or that its host takes away for moments.
+const QUICK_S: f64 = 0.1;
 /// For how long the quickest counts: what has been slow for longer than that is just slow.
 const MEMORY: Duration = Duration::from_secs(60);
 /// The answers over which the mean goes that counts: hits and misses come mixed.
@@ -63,7 +66,7 @@ impl Limit {
                 mean_s
             }
         };
-        let crowded = mean_s > CROWDED * quickest_s;
+        let crowded = mean_s > QUICK_S && mean_s > CROWDED * quickest_s;
         if crowded && self.limit > SLOW_FLOOR {
             self.limit = (self.limit - 1.0).max(SLOW_FLOOR);
         } else if under_way >= self.places() && !crowded {
@@ -112,6 +115,16 @@ mod tests {
         assert_eq!(limit.places(), 16, "slow answers alone take it no lower");
         in_full_use(&mut limit, QUICK * 20, 10_000, now + MEMORY);
         assert_eq!(limit.places(), 256, "the way is longer");
+    }
+
+    #[test]
+    fn answers_that_only_waited_here_are_no_crowd() {
+        let (mut limit, now) = (Limit::new(), Instant::now());
+        in_full_use(&mut limit, Duration::from_millis(1), 1_000, now);
+        in_full_use(&mut limit, Duration::from_millis(100), 1_000, now);
+        assert_eq!(limit.places(), 256);
+        in_full_use(&mut limit, Duration::from_millis(101), 1_000, now);
+        assert_eq!(limit.places(), 16);
     }
 
     #[test]
