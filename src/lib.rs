@@ -48,7 +48,6 @@ pub mod version;
 mod warm;
 
 use std::io;
-use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -101,12 +100,10 @@ pub fn start(cli: Cli) -> ExitCode {
     status
 }
 
-/// The threads of a role. A server's work is small pieces that wait for the network: on one or two cores a single thread does
-/// more of them than two that wake each other (`bench/serve`).
+/// The threads of a role. A server has one here, and starts others by itself, each with a runtime of its own.
 fn runtime(role: Role) -> io::Result<Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let mut builder = match role {
-        Role::Server if cores <= 2 => Builder::new_current_thread(),
+        Role::Server => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
     builder.enable_all().build()

@@ -103,8 +103,8 @@ impl WarmRequest {
     }
 
     /// Why this request is not to be fetched here and now, if so: past its `warm-not-after`, or for other regions.
-    pub fn refusal(&self, region: &str, now: Timestamp) -> Option<String> {
-        if self.not_after.is_some_and(|limit| now > limit) {
+    pub fn refusal(&self, region: &str, now: impl FnOnce() -> Timestamp) -> Option<String> {
+        if self.not_after.is_some_and(|limit| now() > limit) {
             return Some("expired".to_owned());
         }
         match &self.regions {
@@ -510,12 +510,12 @@ mod tests {
     fn a_request_past_its_time_or_for_other_regions_is_not_fetched() {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
         let late = with_option("warm-not-after", "2026-11-22T11:59:59Z").unwrap();
-        assert_eq!(late.refusal("eu", now).as_deref(), Some("expired"));
+        assert_eq!(late.refusal("eu", || now).as_deref(), Some("expired"));
         let in_time = with_option("warm-not-after", "2026-11-22T13:00:01+01:00").unwrap();
-        assert_eq!(in_time.refusal("eu", now), None);
+        assert_eq!(in_time.refusal("eu", || now), None);
         let elsewhere = with_option("warm-regions", "us, asia").unwrap();
-        assert!(elsewhere.refusal("eu", now).unwrap().contains("us,asia"));
-        assert_eq!(elsewhere.refusal("asia", now), None);
+        assert!(elsewhere.refusal("eu", || now).unwrap().contains("us,asia"));
+        assert_eq!(elsewhere.refusal("asia", || now), None);
     }
 
     #[test]

@@ -139,11 +139,11 @@ async fn check(warmer: &Warmer, url: &str, options: &[(String, String)], repeat:
         all.push(match WarmRequest::parse(url.as_bytes(), pairs) {
             Ok(request) => {
                 let (outcome, looks) = warmer.look(&request, id).await;
-                Checked { outcome, looks }
+                Checked { outcome: *outcome, looks }
             }
             Err(not_a_request) => {
                 let outcome = warmer.refused(not_a_request.reason(), id, Source::default()).await;
-                Checked { outcome: Outcome { url: show::unparsed(url), ..outcome }, looks: Vec::new() }
+                Checked { outcome: Outcome { url: show::unparsed(url), ..*outcome }, looks: Vec::new() }
             }
         });
     }

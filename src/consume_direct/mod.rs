@@ -226,7 +226,7 @@ fn trace(record: &Record) -> Option<Trace<'_>> {
     Trace::parse(std::str::from_utf8(header.value.as_deref()?).ok()?, None)
 }
 
-async fn warm(warmer: &Warmer, topic: &str, record: &Record) -> Outcome {
+async fn warm(warmer: &Warmer, topic: &str, record: &Record) -> Box<Outcome> {
     let id = format!("{topic}/{}/{}", record.partition, record.offset);
     let source = Source { kafka_timestamp: record.timestamp_ms, ..Source::default() };
     // As bridge and serve do: of a repeated header the last counts, null is empty, foreign binary ones are no option.

@@ -5,7 +5,7 @@
 //! read. So the stream is watched here, from below hyper ([`Watched`]), and the requests from above ([`Exchange`]).
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -162,20 +162,20 @@ impl Exchange {
     }
 
     fn set_unsent(&mut self, is_unsent: bool) {
-        let mut state = self.life.state();
-        state.unsent -= usize::from(self.is_unsent);
+        let (mut state, now) = (self.life.state(), Instant::now());
+        state.unsent -= usize::from(std::mem::replace(&mut self.is_unsent, is_unsent));
         state.unsent += usize::from(is_unsent);
-        state.unsent_since = Instant::now();
-        self.is_unsent = is_unsent;
+        state.unsent_since = now;
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.set_unsent(false);
-        let mut state = self.life.state();
+        let (mut state, now) = (self.life.state(), Instant::now());
+        state.unsent -= usize::from(self.is_unsent);
+        state.unsent_since = now;
         state.under_way -= 1;
-        state.since = Instant::now();
+        state.since = now;
         state.head_since = None;
     }
 }
@@ -304,12 +304,16 @@ pub(super) struct Ending {
 }
 
 /// Runs a connection until it ends, its client is late, or the server has ended. `places` tells whether it is crowded.
-pub(super) async fn drive<C>(connection: C, life: Life, places: &Semaphore, max_places: usize, ending: Ending)
-where
+pub(super) async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    life: Life,
+    places: &Semaphore,
+    max_places: usize,
+    ending: Ending,
+) where
     C: GracefulConnection,
     C::Error: std::fmt::Display,
 {
-    let mut connection = pin!(connection);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_told, mut idle_ticks) = (false, 0);

@@ -6,6 +6,8 @@
 mod connection;
 mod metrics;
 mod server;
+mod workers;
 
 pub(crate) use metrics::{MetricsArgs, MetricsServer};
 pub(crate) use server::Server;
+pub(crate) use workers::Workers;

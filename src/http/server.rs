@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::connection::{Answered, Ending, Life, Watched, drive};
+use super::workers::Workers;
 
 /// Connections open at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 4_096;
@@ -54,6 +55,7 @@ pub(crate) struct Server {
     listener: TcpListener,
     addr: SocketAddr,
     max_headers: Option<usize>,
+    workers: Workers,
 }
 
 impl Server {
@@ -73,12 +75,17 @@ impl Server {
     fn bound(addr: SocketAddr, listener: io::Result<TcpListener>) -> anyhow::Result<Self> {
         let listener = listener.with_context(|| format!("listening on {addr}"))?;
         let addr = listener.local_addr().context("reading the bound address")?;
-        Ok(Self { listener, addr, max_headers: None })
+        Ok(Self { listener, addr, max_headers: None, workers: Workers::own() })
     }
 
     /// Takes so many headers of a request, instead of 100. hyper then keeps them on the heap, which costs each request more.
     pub(crate) fn with_max_headers(self, max_headers: usize) -> Self {
         Self { max_headers: Some(max_headers), ..self }
+    }
+
+    /// Shares its connections out among these, instead of having all on the runtime that it runs on.
+    pub(crate) fn with_workers(self, workers: Workers) -> Self {
+        Self { workers, ..self }
     }
 
     /// Where it listens.
@@ -98,7 +105,7 @@ impl Server {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let builder = builder(self.max_headers);
-        let connections = TaskTracker::new();
+        let workers = self.workers;
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let ending = Ending { draining: stop.clone(), closing: CancellationToken::new() };
         let serve = |stream: TcpStream, place| {
@@ -110,10 +117,11 @@ impl Server {
             let service = service_fn(move |request| {
                 answer(request, handler.clone(), requests.clone(), draining.clone()).map(Ok::<_, Infallible>)
             });
-            let stream = TokioIo::new(Watched::new(stream, life.clone()));
-            let connection = builder.serve_connection(stream, service).into_owned();
-            let (places, ending) = (places.clone(), ending.clone());
-            connections.spawn(async move {
+            let (builder, places, ending) = (builder.clone(), places.clone(), ending.clone());
+            workers.spawn(stream, move |stream| async move {
+                let stream = TokioIo::new(Watched::new(stream, life.clone()));
+                // Made where it stays: it is large.
+                let connection = pin!(builder.serve_connection(stream, service));
                 drive(connection, life, &places, MAX_CONNECTIONS, ending).await;
                 drop(place);
             });
@@ -126,8 +134,7 @@ impl Server {
         // 1. Until told to stop; 2. until nobody is connected, or has had the time to hear of it.
         let linger = async {
             stop.cancelled().await;
-            connections.close();
-            let _ = tokio::time::timeout(LINGER.min(drain_limit / 2), connections.wait()).await;
+            let _ = tokio::time::timeout(LINGER.min(drain_limit / 2), workers.wait()).await;
         };
         tokio::pin!(linger);
         loop {
@@ -152,8 +159,8 @@ impl Server {
         drop(self.listener);
         ending.closing.cancel();
         let left = drain_limit.saturating_sub(LINGER.min(drain_limit / 2));
-        if tokio::time::timeout(left, connections.wait()).await.is_err() {
-            tracing::warn!("stopped with {} connections open", connections.len());
+        if tokio::time::timeout(left, workers.wait()).await.is_err() {
+            tracing::warn!("stopped with {} connections open", workers.connections());
         }
     }
 }

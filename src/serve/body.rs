@@ -1,12 +1,16 @@
 //! Reading what a client sends: up to its limits in bytes and time, and with bounded memory for all pushes together.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::poll;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// Pub/Sub's largest push that holds one URL is about 150 KiB; 100 attributes at their limits are most of it. The 128 KiB
 /// of URLs that `bridge` packs add 175 KiB.
@@ -64,7 +68,12 @@ impl Bodies {
         if incoming.size_hint().lower() > MAX_BODY_BYTES as u64 {
             return Err(Unread::TooLarge);
         }
-        tokio::time::timeout(BODY_LIMIT, self.read_all(incoming)).await.unwrap_or(Err(Unread::TooSlow))
+        let mut reading = pin!(self.read_all(incoming));
+        match poll!(reading.as_mut()) {
+            // Most come with their heads, and need no clock.
+            Poll::Ready(read) => read,
+            Poll::Pending => timeout(BODY_LIMIT, reading).await.unwrap_or(Err(Unread::TooSlow)),
+        }
     }
 
     async fn read_all<B>(&self, incoming: &mut B) -> Result<ReadBody, Unread>
@@ -103,7 +112,7 @@ pub(super) async fn discard(mut body: Incoming) {
         }
     };
     // Past it the client has had its chance.
-    let _ = tokio::time::timeout(DISCARD_LIMIT, reading).await;
+    let _ = timeout(DISCARD_LIMIT, reading).await;
 }
 
 #[cfg(test)]

@@ -22,8 +22,10 @@ const MAX_KNOWN: NonZero<usize> = NonZero::new(32_768).expect("not zero");
 
 /// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory.
 pub(super) struct Deliveries {
-    /// Of secret keys, so that nobody can make two deliveries that look the same.
-    hashers: [RandomState; 2],
+    /// Of a secret key, so that nobody can make two deliveries that look the same.
+    hasher: RandomState,
+    /// A second one, so that no two do so by chance.
+    other_hasher: foldhash::quality::RandomState,
     known: Mutex<LruCache<Delivery, Known>>,
 }
 
@@ -50,7 +52,11 @@ impl Deliveries {
         // It grows as it is used.
         let mut known = LruCache::unbounded();
         known.resize(count);
-        Self { hashers: Default::default(), known: Mutex::new(known) }
+        Self {
+            hasher: RandomState::new(),
+            other_hasher: foldhash::quality::RandomState::default(),
+            known: Mutex::new(known),
+        }
     }
 
     /// `line` is the id of one among several; none where the message has no id by which it could be known again.
@@ -60,15 +66,9 @@ impl Deliveries {
         line: Option<&str>,
         request: &WarmRequest,
     ) -> Option<Delivery> {
-        let message_id = push.message_id.as_deref()?;
-        let options = || push.options().filter(|(name, _)| name.starts_with("warm-"));
-        let whole = |hasher: &RandomState| {
-            let mut state = hasher.build_hasher();
-            (push.subscription.as_deref(), message_id, line, request.url().as_str()).hash(&mut state);
-            options().for_each(|option| option.hash(&mut state));
-            state.finish()
-        };
-        Some(Delivery(self.hashers.each_ref().map(whole)))
+        push.message_id.as_ref()?;
+        let hashes = [hash(&self.hasher, push, line, request), hash(&self.other_hasher, push, line, request)];
+        Some(Delivery(hashes))
     }
 
     /// What an earlier delivery came to.
@@ -88,6 +88,14 @@ impl Deliveries {
         // Nothing panics while it is held.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Of all that makes a delivery what it is.
+fn hash(hasher: &impl BuildHasher, push: &Push<'_>, line: Option<&str>, request: &WarmRequest) -> u64 {
+    let mut state = hasher.build_hasher();
+    (push.subscription.as_deref(), push.message_id.as_deref(), line, request.url().as_str()).hash(&mut state);
+    push.options().filter(|(name, _)| name.starts_with("warm-")).for_each(|option| option.hash(&mut state));
+    state.finish()
 }
 
 #[cfg(test)]

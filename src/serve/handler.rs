@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use jiff::Timestamp;
@@ -72,13 +72,13 @@ impl Handler {
 
     /// The answer to any request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let answer = match (head.uri.path(), &head.method) {
             ("/", &Method::POST) => {
                 let under_way = self.seen.metrics.push();
                 let answer = tokio::select! {
                     biased;
-                    answer = self.push(&head, body) => answer,
+                    answer = self.push(&mut head, body) => answer,
                     () = self.last_moment() => {
                         tracing::warn!("a push was not warm when the time to stop was over; answered 503");
                         closing(say(StatusCode::SERVICE_UNAVAILABLE, "stopped before it was warm"))
@@ -112,7 +112,7 @@ impl Handler {
     }
 
     /// A push: who sent it, take it in, read it, warm, answer. Each step may end it.
-    async fn push(&self, head: &Parts, mut incoming: Incoming) -> Answer {
+    async fn push(&self, head: &mut Parts, mut incoming: Incoming) -> Answer {
         // 1. What cannot be taken now is answered at once; whoever is not believed gets nothing done.
         if self.stop.is_cancelled() {
             return closing(say(StatusCode::SERVICE_UNAVAILABLE, "draining"));
@@ -149,10 +149,15 @@ impl Handler {
         // 3. A place.
         let Ok(_place) = self.in_flight.try_acquire() else { return too_many() };
 
-        // 4. The message.
+        // 4. The message. Headers are pieces of the buffer that hyper reads into; where one is left it needs another.
+        let headers = std::mem::take(&mut head.headers);
+        let of_request = traceparent(&headers);
         let parsed = match self.answers.payload {
-            Payload::Wrapped => envelope::parse(&body.bytes),
-            Payload::Unwrapped => unwrapped::parse(&head.headers, &body.bytes),
+            Payload::Wrapped => {
+                drop(headers);
+                envelope::parse(&body.bytes)
+            }
+            Payload::Unwrapped => unwrapped::parse(&headers, &body.bytes),
         };
         let push = match parsed {
             Ok(push) => push,
@@ -163,13 +168,13 @@ impl Handler {
         };
 
         // 5. What is in it: one URL, or a line for each of several.
-        let pushed = Pushed { push: &push, trace: trace(head, &push) };
+        let pushed = Pushed { push: &push, trace: trace(of_request.as_deref(), &push) };
         let warmed =
             if pack::is_pack(&push) { self.warm_pack(pushed).await } else { self.warm_one(pushed).await };
 
         // 6. The answer.
         match warmed {
-            Ok(curable) => say(status(curable, &push, &self.answers, Timestamp::now()), ""),
+            Ok(curable) => say(status(curable, &push, &self.answers, Timestamp::now), ""),
             Err(malformed) => say(StatusCode::BAD_REQUEST, &malformed.reason()),
         }
     }
@@ -202,7 +207,7 @@ impl Handler {
         push: &Push<'_>,
         line: Option<String>,
         deadline: Instant,
-    ) -> Outcome {
+    ) -> Box<Outcome> {
         let delivery = self.deliveries.delivery(push, line.as_deref(), request);
         let known = delivery.and_then(|delivery| self.deliveries.known(delivery));
         let id = line.unwrap_or_else(|| id(push));
@@ -293,13 +298,13 @@ impl Handler {
     }
 
     /// Tells the outcome; true where a later delivery may go better. `host` is the URL's, where there is one.
-    async fn report(&self, outcome: Outcome, host: Option<&str>, trace: Option<&Trace<'_>>) -> bool {
+    async fn report(&self, outcome: Box<Outcome>, host: Option<&str>, trace: Option<&Trace<'_>>) -> bool {
         let curable = outcome.verdict.is_curable();
         self.seen.metrics.outcome(&outcome, host);
         match &self.seen.outcomes {
             None => self.seen.log.log(&outcome, trace),
             // Whoever listened is gone at the end of a demo.
-            Some(outcomes) => drop(outcomes.send(outcome).await),
+            Some(outcomes) => drop(outcomes.send(*outcome).await),
         }
         curable
     }
@@ -326,17 +331,17 @@ fn before_body(head: &Parts, body: Incoming, answer: Answer) -> Answer {
 
 /// 503 where a later delivery may go better and there are some left, 204 for all else: never 202, which Google's
 /// emulator takes for a nack, and never a nack for ever, which slows the whole region.
-fn status(curable: bool, push: &Push<'_>, answers: &Answers, now: Timestamp) -> StatusCode {
-    let deliveries_left = match (push.delivery_attempt, push.publish_time) {
+fn status(curable: bool, push: &Push<'_>, answers: &Answers, now: impl FnOnce() -> Timestamp) -> StatusCode {
+    let deliveries_left = || match (push.delivery_attempt, push.publish_time) {
         (Some(attempt), _) => attempt < answers.max_delivery_attempts,
         (None, Some(published)) => {
-            let age = Duration::try_from(now.duration_since(published)).unwrap_or_default();
+            let age = Duration::try_from(now().duration_since(published)).unwrap_or_default();
             age < answers.retry_for()
         }
         // Not from Pub/Sub, which always says when: nobody would ever stop sending it again.
         (None, None) => false,
     };
-    if curable && deliveries_left { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NO_CONTENT }
+    if curable && deliveries_left() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NO_CONTENT }
 }
 
 /// 401 with a challenge (RFC 6750, section 3), the same for whatever is wrong with a token; 503 where that cannot be told.
@@ -358,14 +363,19 @@ fn id(push: &Push<'_>) -> String {
     }
 }
 
-/// The trace that the message's attributes name, else the one of the request that brought it. Where it is kept is a guess:
-/// the subscription's project.
-fn trace<'a>(head: &'a Parts, push: &'a Push<'_>) -> Option<Trace<'a>> {
+/// The trace that the request itself names.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let mut named = trace::ATTRIBUTES.iter().filter_map(|name| headers.get(*name)?.to_str().ok());
+    named.find(|text| Trace::parse(text, None).is_some()).map(str::to_owned)
+}
+
+/// The trace that the message's attributes name, else the one `of_request`. Where it is kept is a guess: the subscription's
+/// project.
+fn trace<'a>(of_request: Option<&'a str>, push: &'a Push<'_>) -> Option<Trace<'a>> {
     let project =
         || push.subscription.as_deref().and_then(|name| name.strip_prefix("projects/")?.split('/').next());
     let of_message =
         trace::ATTRIBUTES.iter().filter_map(|name| push.attributes.get(*name).map(AsRef::as_ref));
-    let of_request = trace::ATTRIBUTES.iter().filter_map(|name| head.headers.get(*name)?.to_str().ok());
     of_message.chain(of_request).find_map(|traceparent| Trace::parse(traceparent, project()))
 }
 
@@ -414,7 +424,7 @@ mod tests {
             publish_time: published.map(|time| time.parse().unwrap()),
             ..Push::default()
         };
-        status(curable, &push, &answers, now).as_u16()
+        status(curable, &push, &answers, || now).as_u16()
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod pack;
 mod unwrapped;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{MetricsArgs, MetricsServer, Server};
+use crate::http::{MetricsArgs, MetricsServer, Server, Workers};
 use crate::outcome::Outcome;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::registry;
@@ -233,7 +234,11 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::debug!("raising the limit of open files: {error}");
     }
-    let serve = Serve::bind(args, None, stop.clone()).await?;
+    let mut serve = Serve::bind(args, None, stop.clone()).await?;
+    // A thread for each core, this one included.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = Workers::start(cores - 1).context("starting a thread for each core")?;
+    serve.server = serve.server.with_workers(workers);
     if let Some(metrics) = &serve.metrics {
         tracing::info!("metrics at http://{}/metrics", metrics.addr());
     }

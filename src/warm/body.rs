@@ -2,12 +2,16 @@
 
 use std::error::Error;
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
+use futures_util::poll;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use tokio::time::timeout;
 
 use super::connections::{Home, InUse};
 use super::http1::Reading;
@@ -111,7 +115,7 @@ pub(super) fn worth_leaving(content: &Content) -> Option<u64> {
 /// # Errors
 /// Where it is longer than its limit, comes to a halt, or does not end as its framing says.
 pub(super) async fn read_and_drop(
-    mut content: Content,
+    content: &mut Content,
     limits: BodyLimits,
     bytes: &mut u64,
     mut hash: Option<&mut digest::Context>,
@@ -119,8 +123,13 @@ pub(super) async fn read_and_drop(
     // One that says so beforehand need not be read.
     let mut left = limits.bytes.checked_sub(content.left_bytes().unwrap_or(0)).map(|_| limits.bytes);
     while let Some(allowed) = left {
-        let read = tokio::time::timeout(limits.stall, content.read(hash.as_deref_mut()));
-        let Some(length) = read.await.map_err(|_| Failure::Stalled)?? else { return Ok(()) };
+        let mut read = pin!(content.read(hash.as_deref_mut()));
+        // Most is there already, and needs no clock.
+        let read = match poll!(read.as_mut()) {
+            Poll::Ready(read) => read,
+            Poll::Pending => timeout(limits.stall, read).await.map_err(|_| Failure::Stalled)?,
+        };
+        let Some(length) = read? else { return Ok(()) };
         *bytes += length;
         left = allowed.checked_sub(length);
     }
@@ -128,11 +137,11 @@ pub(super) async fn read_and_drop(
 }
 
 /// Reads a content that does not matter, if it is short and there soon.
-pub(super) async fn drain(content: Content, bytes: &mut u64) {
+pub(super) async fn drain(content: &mut Content, bytes: &mut u64) {
     if content.left_bytes().is_some_and(|left| left <= DRAINED_BYTES) {
         let limits = BodyLimits { stall: DRAIN_LIMIT, bytes: DRAINED_BYTES };
         // Nothing depends on it; the connection is closed where it does not end.
-        let _ = tokio::time::timeout(DRAIN_LIMIT, read_and_drop(content, limits, bytes, None)).await;
+        let _ = timeout(DRAIN_LIMIT, read_and_drop(content, limits, bytes, None)).await;
     }
 }
 

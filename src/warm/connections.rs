@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use http_body_util::Empty;
 use http_cache_semantics::RequestLike;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use url::Url;
@@ -34,7 +35,7 @@ const PING_LIMIT: Duration = Duration::from_secs(5);
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// Connections that are kept for the next request, as many as may be in use after a burst, and for how long.
-const MAX_IDLE: usize = 128;
+const MAX_IDLE: usize = 256;
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 type Http2 = http2::SendRequest<Empty<Bytes>>;
@@ -45,7 +46,10 @@ pub(super) struct Connections(Arc<Inner>);
 
 struct Inner {
     connector: TlsConnector,
-    kept: Mutex<Kept>,
+    /// By thread: where a server's threads have a runtime each, a connection is of most use on the one that waits for it.
+    kept: ThreadLocal<Mutex<Kept>>,
+    /// Whether somebody looks after those that rest.
+    is_swept: AtomicBool,
 }
 
 #[derive(Default)]
@@ -53,8 +57,6 @@ struct Kept {
     /// Of HTTP/1.1, the one used last at the end.
     idle: Vec<Idle>,
     http2: Option<Shared>,
-    /// Whether somebody looks after those that rest.
-    is_swept: bool,
 }
 
 struct Idle {
@@ -93,7 +95,7 @@ pub(super) enum Unanswered {
 
 impl Connections {
     pub(super) fn new(connector: TlsConnector) -> Self {
-        Self(Arc::new(Inner { connector, kept: Mutex::default() }))
+        Self(Arc::new(Inner { connector, kept: ThreadLocal::new(), is_swept: AtomicBool::new(false) }))
     }
 
     /// Sends a request; to the head of its response, and its content.
@@ -206,9 +208,17 @@ impl Inner {
         Ok(Connection::Http2(self.kept().share(sender)))
     }
 
+    /// What this thread keeps.
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        // Nothing panics while it is held.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(self.kept.get_or_default())
+    }
+
+    /// Closes what has rested for too long, or was closed by the host; true where something is left.
+    fn sweep(&self) -> bool {
+        // Whoever keeps one from here on may find it true again, and not look after it.
+        self.is_swept.store(false, Ordering::SeqCst);
+        let is_rest = self.kept.iter().fold(false, |is_rest, kept| lock(kept).sweep() | is_rest);
+        is_rest && !self.is_swept.swap(true, Ordering::SeqCst)
     }
 }
 
@@ -224,10 +234,8 @@ impl Home {
 
     fn change(&self, change: impl FnOnce(&mut Kept)) {
         let Some(connections) = self.0.upgrade() else { return };
-        let mut kept = connections.kept();
-        change(&mut kept);
-        if !std::mem::replace(&mut kept.is_swept, true) {
-            drop(kept);
+        change(&mut connections.kept());
+        if !connections.is_swept.swap(true, Ordering::SeqCst) {
             tokio::spawn(sweep(self.0.clone()));
         }
     }
@@ -270,9 +278,13 @@ impl Kept {
         self.http2.take_if(|shared| {
             shared.sender.is_closed() || (shared.in_use == 0 && shared.used_at.elapsed() >= IDLE_LIMIT)
         });
-        self.is_swept = !self.idle.is_empty() || self.http2.is_some();
-        self.is_swept
+        !self.idle.is_empty() || self.http2.is_some()
     }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    // Nothing panics while it is held.
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks after the connections that rest, for as long as there are any.
@@ -280,7 +292,7 @@ async fn sweep(connections: Weak<Inner>) {
     loop {
         tokio::time::sleep(IDLE_LIMIT / 4).await;
         match connections.upgrade() {
-            Some(connections) if connections.kept().sweep() => {}
+            Some(connections) if connections.sweep() => {}
             _ => return,
         }
     }
@@ -403,6 +415,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_rests_on_the_thread_that_waits_for_it() {
+        let (connections, mut streams) = connections().await;
+        let _stream = whole(&connections, async { streams.recv().await.unwrap() }).await;
+        let elsewhere =
+            std::thread::scope(|scope| scope.spawn(|| connections.0.take().is_some()).join().unwrap());
+        assert!(!elsewhere);
+        assert!(connections.0.take().is_some());
+    }
+
+    #[tokio::test]
     async fn a_connection_with_a_body_left_on_it_is_not_used_again() {
         let (connections, mut streams) = connections().await;
         let (mut first, ()) = tokio::join!(
@@ -447,6 +469,6 @@ mod tests {
                 tokio::time::timeout(IDLE_LIMIT, async { stream.read(&mut [0]).await.unwrap_or(0) }).await;
             assert_eq!(ended, Ok(0), "it is closed");
         }
-        assert!(!connections.0.kept().is_swept, "nobody looks after nothing");
+        assert!(!connections.0.is_swept.load(Ordering::Relaxed), "nobody looks after nothing");
     }
 }

@@ -170,7 +170,7 @@ impl Warmer {
     ) -> ControlFlow<Found, WarmRequest> {
         progress.attempts += 1;
         let Progress { exchange, looks, .. } = progress;
-        let (response, content) = match self.head(turn, asked, exchange).await {
+        let (response, mut content) = match self.head(turn, asked, exchange).await {
             Ok(answered) => answered,
             Err(verdict) => return ControlFlow::Break(verdict.into()),
         };
@@ -181,13 +181,13 @@ impl Warmer {
         }
         let leads_on = redirect::next(&self.guard, self.follow_redirects, followed, request, &response);
         if let Some(decided) = leads_on.transpose().or_else(|| failure(asked, &response).map(Err)) {
-            drain(content, &mut exchange.bytes).await;
+            drain(&mut content, &mut exchange.bytes).await;
             return match decided {
                 Ok(next) => ControlFlow::Continue(next),
                 Err(verdict) => ControlFlow::Break(verdict.into()),
             };
         }
-        ControlFlow::Break(self.judge(asked, &response, content, request, exchange).await)
+        ControlFlow::Break(self.judge(asked, &response, &mut content, request, exchange).await)
     }
 
     /// Reads the body of a response that counts, and says what it was worth.
@@ -195,7 +195,7 @@ impl Warmer {
         &self,
         asked: &Asked<'_>,
         response: &Parts,
-        content: Content,
+        content: &mut Content,
         request: &WarmRequest,
         exchange: &mut Exchange,
     ) -> Found {
@@ -210,7 +210,7 @@ impl Warmer {
             sha256: None,
         };
         let is_wanted = verdict != Verdict::Warm || request.expected().mismatch(&seen).is_some();
-        let left = worth_leaving(&content).filter(|_| self.skip_warm && !is_wanted);
+        let left = worth_leaving(content).filter(|_| self.skip_warm && !is_wanted);
         match left {
             // A response to HEAD tells of a body that does not come.
             _ if asked.method == Method::HEAD => {}
@@ -246,7 +246,7 @@ impl Warmer {
         &self,
         asked: &Asked<'_>,
         response: &Parts,
-        content: Content,
+        content: &mut Content,
         hash: Option<&mut Context>,
         exchange: &mut Exchange,
     ) -> Result<u64, Failure> {
@@ -266,10 +266,10 @@ impl Warmer {
         asked: &Asked<'_>,
         exchange: &mut Exchange,
     ) -> Result<(Parts, Content), Verdict> {
-        let started = Instant::now();
-        let verdict = match tokio::time::timeout(self.first_byte_limit, turn.client().request(asked)).await {
+        let limit = turn.began() + self.first_byte_limit;
+        let verdict = match tokio::time::timeout_at(limit, turn.client().request(asked)).await {
             Ok(Ok((response, content))) => {
-                let ttfb = started.elapsed();
+                let ttfb = turn.began().elapsed();
                 turn.answered(ttfb, response.status, &response.headers);
                 exchange.ttfb_ms.get_or_insert(milliseconds(ttfb));
                 exchange.http_status = Some(response.status.as_u16());

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use foldhash::fast::RandomState;
 use tokio::sync::OnceCell;
 
 use crate::request::WarmRequest;
 
 /// What is under way, by request. Holds no more than its callers wait for.
-pub(super) struct Flights<T>(Mutex<HashMap<WarmRequest, Weak<OnceCell<T>>>>);
+pub(super) struct Flights<T>(Mutex<HashMap<WarmRequest, Weak<OnceCell<T>>, RandomState>>);
 
 /// One caller's place in a flight, which comes off the table once it has landed, or its last caller is gone.
 pub(super) struct Flight<'a, T> {
@@ -38,7 +39,7 @@ impl<T> Flights<T> {
         Flight { flights: self, request, cell: Some(cell), is_first }
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<WarmRequest, Weak<OnceCell<T>>>> {
+    fn table(&self) -> MutexGuard<'_, HashMap<WarmRequest, Weak<OnceCell<T>>, RandomState>> {
         // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,10 +54,14 @@ impl<T> Flight<'_, T> {
     fn leave(&mut self) -> Option<Arc<OnceCell<T>>> {
         let cell = self.cell.take()?;
         let mut table = self.flights.table();
-        let is_known = table.get(self.request).is_some_and(|known| known.as_ptr() == Arc::as_ptr(&cell));
-        if is_known && (cell.initialized() || Arc::strong_count(&cell) == 1) {
-            table.remove(self.request);
+        let is_over = cell.initialized() || Arc::strong_count(&cell) == 1;
+        // Most are alone and over, and looked for once.
+        if let Some((request, known)) = is_over.then(|| table.remove_entry(self.request)).flatten()
+            && known.as_ptr() != Arc::as_ptr(&cell)
+        {
+            table.insert(request, known);
         }
+        drop(table);
         Some(cell)
     }
 }

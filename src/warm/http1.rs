@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use httparse::{Header, ParserConfig, Status};
 use memchr::memmem;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::client::{Asked, MAX_INTERIM_RESPONSES};
@@ -30,7 +30,7 @@ use crate::verdict::Failure;
 /// Response heads beyond this are not read.
 pub(super) const MAX_HEAD_BYTES: usize = 32 << 10;
 const MAX_HEADERS: usize = 100;
-/// What a head is first given room for; a small object comes along in it.
+/// What is read at once of a head; a small object comes along with it.
 const HEAD_BYTES: usize = 8 << 10;
 /// What is read at once of a content.
 const CONTENT_BYTES: usize = 64 << 10;
@@ -41,6 +41,8 @@ thread_local! {
     /// Where contents are read to, each piece over the one before. Most of it is address space alone: what the system drops is
     /// not written.
     static SCRATCH: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(DROPPED_BYTES));
+    /// Where requests are written out.
+    static REQUEST: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A connection on which nothing is under way.
@@ -92,9 +94,8 @@ impl Http1 {
     /// # Errors
     /// [`NoHead`].
     pub(super) async fn ask(mut self, asked: &Asked<'_>) -> Result<(Parts, Reading), NoHead> {
-        self.0.write_all(&written(asked)).await.map_err(NoHead::Gone)?;
-        self.0.flush().await.map_err(NoHead::Gone)?;
-        let mut received = BytesMut::with_capacity(HEAD_BYTES);
+        self.send(asked).await.map_err(NoHead::Gone)?;
+        let mut received = BytesMut::new();
         let (mut interim, mut searched) = (0, 0);
         let mut response = loop {
             let Some(end) = end_of_head(&received, &mut searched) else {
@@ -129,15 +130,38 @@ impl Http1 {
         if received.len() >= MAX_HEAD_BYTES {
             return Err(NoHead::TooLarge);
         }
-        received.reserve(1);
-        let read = self.0.read_buf(received).await;
+        let read = poll_fn(|context| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut piece = ReadBuf::uninit(&mut scratch[..HEAD_BYTES]);
+                let read = ready!(Pin::new(&mut self.0).poll_read(context, &mut piece));
+                received.extend_from_slice(piece.filled());
+                Poll::Ready(read.map(|()| piece.filled().len()))
+            })
+        });
+        let read = read.await;
         read.map_err(|error| if received.is_empty() { NoHead::Gone(error) } else { NoHead::Broken(error) })
+    }
+
+    async fn send(&mut self, asked: &Asked<'_>) -> io::Result<()> {
+        // Most go out at once, and are kept nowhere.
+        let unsent = poll_fn(|context| {
+            REQUEST.with_borrow_mut(|request| {
+                request.clear();
+                write(asked, request);
+                Poll::Ready(match Pin::new(&mut self.0).poll_write(context, request) {
+                    Poll::Ready(sent) => sent.map(|sent| request.split_off(sent)),
+                    Poll::Pending => Ok(request.clone()),
+                })
+            })
+        });
+        let unsent = unsent.await?;
+        self.0.write_all(&unsent).await?;
+        self.0.flush().await
     }
 }
 
-/// The request as it goes out.
-fn written(asked: &Asked<'_>) -> Vec<u8> {
-    let mut head = Vec::with_capacity(1 << 10);
+/// Writes the request out as it is sent.
+fn write(asked: &Asked<'_>, head: &mut Vec<u8>) {
     let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
     put(&[asked.method.as_str().as_bytes(), b" ", asked.target().as_bytes()]);
     put(&[b" HTTP/1.1\r\nhost: ", asked.authority().as_bytes(), b"\r\n"]);
@@ -145,7 +169,6 @@ fn written(asked: &Asked<'_>) -> Vec<u8> {
         put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     put(&[b"\r\n"]);
-    head
 }
 
 /// Whether these may be the first bytes of a head: what is none is not waited for.
@@ -326,6 +349,7 @@ mod tests {
     use std::borrow::Cow;
 
     use http::{HeaderMap, Method};
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
     use url::Url;
 

@@ -58,14 +58,14 @@ use turns::Turns;
 
 use crate::outcome::{Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
-use crate::telemetry::instance::Identity;
+use crate::telemetry::instance::{Identity, Instance};
 use crate::verdict::{Failure, Verdict};
 
 /// Warms one edge. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(crate) struct Warmer {
     turns: Arc<Turns<Connections>>,
-    flights: Arc<Flights<(Verdict, Progress)>>,
+    flights: Arc<Flights<Box<Landed>>>,
     guard: Arc<Guard>,
     identity: Identity,
     certify: bool,
@@ -145,7 +145,7 @@ impl Warmer {
     }
 
     /// Fetches the URL and says what became of it, within the time for one URL.
-    pub(crate) async fn warm(&self, request: &WarmRequest, id: String, source: Source) -> Outcome {
+    pub(crate) async fn warm(&self, request: &WarmRequest, id: String, source: Source) -> Box<Outcome> {
         self.warm_until(self.deadline(), request, id, source).await
     }
 
@@ -156,12 +156,12 @@ impl Warmer {
         request: &WarmRequest,
         id: String,
         source: Source,
-    ) -> Outcome {
+    ) -> Box<Outcome> {
         self.look_until(deadline, request, id, source).await.0
     }
 
     /// As [`Warmer::warm`], with all that was asked on the way.
-    pub(crate) async fn look(&self, request: &WarmRequest, id: String) -> (Outcome, Vec<Look>) {
+    pub(crate) async fn look(&self, request: &WarmRequest, id: String) -> (Box<Outcome>, Vec<Look>) {
         let warmer = Self { shows_looks: true, ..self.clone() };
         warmer.look_until(self.deadline(), request, id, Source::default()).await
     }
@@ -172,22 +172,21 @@ impl Warmer {
         request: &WarmRequest,
         id: String,
         source: Source,
-    ) -> (Outcome, Vec<Look>) {
-        let region = &self.identity.get().await.region;
-        let (verdict, mut progress) = match self.refusal(request, region) {
-            Some(reason) => (Verdict::Refused(reason), Progress::default()),
-            None if Instant::now() >= deadline => {
-                (Verdict::Failed(Failure::TotalTimeout), Progress::default())
-            }
-            None => self.share(deadline, request).await,
+    ) -> (Box<Outcome>, Vec<Look>) {
+        let instance = self.identity.get().await;
+        let now = Instant::now();
+        let mut landed = match self.refusal(request, &instance.region) {
+            Some(reason) => Landed::at_once(Verdict::Refused(reason)),
+            None if now >= deadline => Landed::at_once(Verdict::Failed(Failure::TotalTimeout)),
+            None => self.share(now, deadline, request).await,
         };
-        let looks = std::mem::take(&mut progress.looks);
-        (self.outcome(verdict, shown_url(request.url()), id, source, progress).await, looks)
+        let looks = std::mem::take(&mut landed.progress.looks);
+        (outcome(instance, landed, shown_url(request.url()), id, source), looks)
     }
 
     /// Why this is not to be fetched at all, if so.
     fn refusal(&self, request: &WarmRequest, region: &str) -> Option<String> {
-        if let Some(reason) = request.refusal(region, Timestamp::now()) {
+        if let Some(reason) = request.refusal(region, Timestamp::now) {
             return Some(reason);
         }
         if !self.allow_authorization && request.headers().contains_key(header::AUTHORIZATION) {
@@ -200,8 +199,7 @@ impl Warmer {
     }
 
     /// Fetches, or waits for what an equal request has under way already.
-    async fn share(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
-        let started = Instant::now();
+    async fn share(&self, started: Instant, deadline: Instant, request: &WarmRequest) -> Box<Landed> {
         let flight = self.flights.join(request);
         let is_first = flight.is_first();
         let fetch = pin!(self.fetch_until(deadline, request));
@@ -212,8 +210,9 @@ impl Warmer {
             // Another's may have begun later, and end later.
             false => tokio::time::timeout_at(deadline.into(), landing).await,
         };
-        let timed_out = || ((Verdict::Failed(Failure::TotalTimeout), Progress::default()), false);
-        let ((verdict, mut progress), is_own) = landed.unwrap_or_else(|_| timed_out());
+        let timed_out = || (Landed::at_once(Verdict::Failed(Failure::TotalTimeout)), false);
+        let (mut landed, is_own) = landed.unwrap_or_else(|_| timed_out());
+        let progress = &mut landed.progress;
         if !is_own {
             // What was read is told once.
             progress.attempts = 0;
@@ -221,20 +220,22 @@ impl Warmer {
             progress.exchange.bytes_saved = 0;
         }
         progress.exchange.total_ms = milliseconds(started.elapsed());
-        (verdict, progress)
+        landed
     }
 
     /// Fetches within the time that there is.
-    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> (Verdict, Progress) {
-        let mut progress = Progress::default();
+    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> Box<Landed> {
+        let mut landed = Landed::at_once(Verdict::Failed(Failure::TotalTimeout));
         let in_time = {
             // Pinned here, so that it is not moved about: it is large.
-            let work = pin!(self.fetch_with_retries(deadline, request, &mut progress));
+            let work = pin!(self.fetch_with_retries(deadline, request, &mut landed.progress));
             tokio::time::timeout_at(deadline.into(), work).await.ok()
         };
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
-        let verdict = in_time.or(progress.so_far.take());
-        (verdict.unwrap_or(Verdict::Failed(Failure::TotalTimeout)), progress)
+        if let Some(verdict) = in_time.or(landed.progress.so_far.take()) {
+            landed.verdict = verdict;
+        }
+        landed
     }
 
     /// The outcome of what is known without a GET, from an earlier one.
@@ -245,39 +246,53 @@ impl Warmer {
         http_status: Option<u16>,
         id: String,
         source: Source,
-    ) -> Outcome {
-        let exchange = Exchange { http_status, ..Exchange::default() };
-        let progress = Progress { exchange, ..Progress::default() };
-        self.outcome(verdict, shown_url(request.url()), id, source, progress).await
+    ) -> Box<Outcome> {
+        let mut known = Landed::at_once(verdict);
+        known.progress.exchange.http_status = http_status;
+        outcome(self.identity.get().await, known, shown_url(request.url()), id, source)
     }
 
     /// The outcome of something that never became a request.
-    pub(crate) async fn refused(&self, reason: String, id: String, source: Source) -> Outcome {
-        self.outcome(Verdict::Refused(reason), String::new(), id, source, Progress::default()).await
+    pub(crate) async fn refused(&self, reason: String, id: String, source: Source) -> Box<Outcome> {
+        let refused = Landed::at_once(Verdict::Refused(reason));
+        outcome(self.identity.get().await, refused, String::new(), id, source)
     }
+}
 
-    async fn outcome(
-        &self,
-        verdict: Verdict,
-        url: String,
-        id: String,
-        source: Source,
-        progress: Progress,
-    ) -> Outcome {
-        let instance = self.identity.get().await;
-        Outcome {
-            id,
-            url,
-            final_url: progress.final_url,
-            region: instance.region.clone(),
-            instance: instance.id.clone(),
-            reason: verdict.reason(),
-            verdict,
-            exchange: progress.exchange,
-            attempts: progress.attempts,
-            source,
-            finished_at: Timestamp::now(),
-        }
+/// Boxed, since it goes through many hands.
+fn outcome(
+    instance: &Instance,
+    landed: Box<Landed>,
+    url: String,
+    id: String,
+    source: Source,
+) -> Box<Outcome> {
+    let Landed { verdict, progress } = *landed;
+    Box::new(Outcome {
+        id,
+        url,
+        final_url: progress.final_url,
+        region: instance.region.clone(),
+        instance: instance.id.clone(),
+        reason: verdict.reason(),
+        verdict,
+        exchange: progress.exchange,
+        attempts: progress.attempts,
+        source,
+        finished_at: Timestamp::now(),
+    })
+}
+
+/// What became of one request, and what was done for it. Boxed, since it goes through many hands.
+#[derive(Clone)]
+struct Landed {
+    verdict: Verdict,
+    progress: Progress,
+}
+
+impl Landed {
+    fn at_once(verdict: Verdict) -> Box<Self> {
+        Box::new(Self { verdict, progress: Progress::default() })
     }
 }
 

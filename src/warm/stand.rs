@@ -177,7 +177,7 @@ impl Stand {
     }
 
     /// What becomes of these bytes as a push's data, or a record's value; and where it dialled meanwhile.
-    pub(super) async fn warm(&self, data: &[u8]) -> (Outcome, Vec<SocketAddr>) {
+    pub(super) async fn warm(&self, data: &[u8]) -> (Box<Outcome>, Vec<SocketAddr>) {
         self.warm_with(data, &[]).await
     }
 
@@ -186,7 +186,7 @@ impl Stand {
         &self,
         data: &[u8],
         options: &[(&str, &str)],
-    ) -> (Outcome, Vec<SocketAddr>) {
+    ) -> (Box<Outcome>, Vec<SocketAddr>) {
         let id = || "1".to_owned();
         let outcome = match WarmRequest::parse(data, options.iter().copied()) {
             Ok(request) => self.warmer.warm(&request, id(), Source::default()).await,

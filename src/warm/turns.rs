@@ -112,8 +112,9 @@ impl<C: Send + Sync + 'static> Turns<C> {
     /// [`Failure::CircuitOpen`] at once, and [`Failure::HostBusy`]: at once where the queue is full or the host asked to
     /// be left alone beyond the deadline, else at the deadline.
     pub(super) async fn take(&self, url: &Url, deadline: Instant) -> Result<Turn<C>, Failure> {
-        let host = self.host(&url[..Position::BeforePath]);
-        host.turn(deadline).await
+        let now = Instant::now();
+        let host = self.host(&url[..Position::BeforePath], now);
+        host.turn(deadline, now).await
     }
 
     /// How all of them are now, in no order.
@@ -121,8 +122,8 @@ impl<C: Send + Sync + 'static> Turns<C> {
         self.known().iter().map(|(key, known)| known.host.shown(key)).collect()
     }
 
-    fn host(&self, key: &str) -> Arc<Host<C>> {
-        let (mut hosts, now) = (self.known(), Instant::now());
+    fn host(&self, key: &str, now: Instant) -> Arc<Host<C>> {
+        let mut hosts = self.known();
         if let Some(known) = hosts.get_mut(key) {
             known.asked_at = now;
             return known.host.clone();
@@ -174,11 +175,11 @@ impl<C: Send + Sync + 'static> Host<C> {
         }
     }
 
-    async fn turn(self: Arc<Self>, deadline: Instant) -> Result<Turn<C>, Failure> {
+    async fn turn(self: Arc<Self>, deadline: Instant, mut now: Instant) -> Result<Turn<C>, Failure> {
         let mut waiting = None;
         loop {
             let pause = {
-                let (state, now) = (self.state(), Instant::now());
+                let state = self.state();
                 if state.breaker.is_open(now) {
                     return Err(Failure::CircuitOpen);
                 }
@@ -190,7 +191,7 @@ impl<C: Send + Sync + 'static> Host<C> {
                 Some(_) => None,
             };
             if let Some(permit) = permit {
-                match self.clone().admit(permit)? {
+                match self.clone().admit(permit, now)? {
                     Some(turn) => return Ok(turn),
                     None => continue,
                 }
@@ -200,20 +201,25 @@ impl<C: Send + Sync + 'static> Host<C> {
             }
             if let Some(until) = pause {
                 tokio::time::sleep_until(until).await;
+                now = Instant::now();
                 continue;
             }
             let permit = tokio::time::timeout_at(deadline, self.permits.clone().acquire_owned());
             let permit = permit.await.map_err(|_| Failure::HostBusy)?;
             let permit = permit.expect("the semaphore is never closed");
-            if let Some(turn) = self.clone().admit(permit)? {
+            now = Instant::now();
+            if let Some(turn) = self.clone().admit(permit, now)? {
                 return Ok(turn);
             }
         }
     }
 
     /// From a permit to a turn; none where things changed while it was waited for.
-    fn admit(self: Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Option<Turn<C>>, Failure> {
-        let now = Instant::now();
+    fn admit(
+        self: Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        now: Instant,
+    ) -> Result<Option<Turn<C>>, Failure> {
         let mut state = self.state();
         if state.places > state.limit.places() {
             state.places -= 1;
@@ -294,9 +300,14 @@ impl<C: Send + Sync + 'static> Turn<C> {
         true
     }
 
-    /// The head of a response is here, so long after the request.
+    /// When it began, which is when it is asked.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The head of a response is here, so long after the turn began.
     pub(super) fn answered(&self, ttfb: Duration, status: StatusCode, headers: &HeaderMap) {
-        let now = Instant::now();
+        let now = self.began + ttfb;
         let (mut state, was_probe) = (self.host.state(), self.was_probe());
         if status.is_server_error() {
             state.breaker.failed(was_probe, now);
@@ -435,7 +446,7 @@ mod tests {
                 tokio::spawn(async move { turns.take(&slow, in_seconds(60)).await.err() })
             })
             .collect();
-        let host = turns.host("https://slow.example.com");
+        let host = turns.host("https://slow.example.com", Instant::now());
         while host.waiting.load(Ordering::Relaxed) < MAX_WAITING {
             tokio::task::yield_now().await;
         }
@@ -476,7 +487,7 @@ mod tests {
             }
             assert_eq!(waited[99], if is_alive { 1 } else { 15 }, "alive: {is_alive}");
             tokio::time::sleep(Duration::from_secs(20)).await;
-            let known = turns.host("https://example.com");
+            let known = turns.host("https://example.com", Instant::now());
             assert_eq!((known.state().late, known.permits.available_permits()), (0, 64), "all is given back");
         }
     }

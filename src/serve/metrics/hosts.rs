@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use foldhash::fast::RandomState;
 use tokio::time::{Duration, Instant};
 
 use crate::verdict::WORDS;
@@ -49,7 +50,7 @@ pub(super) struct Hosts(Mutex<Table>);
 #[derive(Debug)]
 struct Table {
     /// Answers of late, and the place of those that have one.
-    counted: HashMap<Box<str>, Counted>,
+    counted: HashMap<Box<str>, Counted, RandomState>,
     places: Vec<(Box<str>, Counts)>,
     other: Counts,
     /// Of all hosts together, those that left their places included.
@@ -68,7 +69,7 @@ impl Hosts {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         Self(Mutex::new(Table {
-            counted: HashMap::new(),
+            counted: HashMap::default(),
             places: Vec::new(),
             other: Counts::default(),
             all: Counts::default(),
