@@ -9,7 +9,8 @@ use tokio::io::AsyncWriteExt;
 use crate::push::Served;
 use crate::support::process::command;
 use crate::support::raw_origin::{
-    RawOrigin, Wire, accept_h2, frame, next_h2_request, until_closed, without_end,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2, HEADERS, RESET, RawOrigin, WINDOW_UPDATE, Wire,
+    frame, until_closed, without_end,
 };
 use crate::support::{eventually, setting};
 
@@ -17,7 +18,7 @@ use crate::support::{eventually, setting};
 const HUGE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 1099511627776\r\n\r\n";
 
 /// Host, whether it is asked over TLS, and what must be said of it: verdict, reason, and whether a redelivery may cure it.
-const HOSTILE: [(&str, &str, &str, &str, bool); 43] = [
+const HOSTILE: [(&str, &str, &str, &str, bool); 45] = [
     ("good", "http", "fetched", "", false),
     ("good", "https", "fetched", "", false),
     ("h2-good", "https", "fetched", "", false),
@@ -33,7 +34,7 @@ const HOSTILE: [(&str, &str, &str, &str, bool); 43] = [
     // Size.
     ("endless", "http", "failed", "body too large", false),
     ("endless-chunks", "https", "failed", "body too large", false),
-    ("h2-endless", "https", "failed", "truncated", true),
+    ("h2-endless", "https", "failed", "body too large", false),
     ("huge", "http", "failed", "body too large", false),
     ("many-headers", "http", "failed", "response head too large", false),
     ("long-header", "http", "failed", "response head too large", false),
@@ -50,6 +51,8 @@ const HOSTILE: [(&str, &str, &str, &str, bool); 43] = [
     ("garbage", "http", "failed", "not a whole HTTP response", true),
     ("switching", "http", "failed", "status 101", false),
     ("h2-short", "https", "failed", "truncated", true),
+    ("h2-window", "https", "failed", "truncated", true),
+    ("h2-long-frame", "https", "failed", "truncated", true),
     // Resets.
     ("reset-before-head", "http", "failed", "not a whole HTTP response", true),
     ("reset-in-head", "http", "failed", "not a whole HTTP response", true),
@@ -66,6 +69,16 @@ const HOSTILE: [(&str, &str, &str, &str, bool); 43] = [
     ("tls-refuses", "https", "failed", "tls: protocol older than TLS 1.2", false),
     ("tls-garbage", "https", "failed", "tls: not a TLS answer", false),
     ("tls-reset", "https", "failed", "connect", true),
+];
+
+/// What may be said of `h2-flood`, which keeps to no window of HTTP/2, and whether a redelivery may cure it. What comes first
+/// is a matter of speed: the flood's overrunning of the windows, or the limit of a client that empties them as fast. Where a
+/// stream's window alone was overrun its connection goes on, flooded: another try on it ends with that, or is never answered.
+const OF_A_FLOOD: [(&str, bool); 4] = [
+    ("truncated", true),
+    ("body too large", false),
+    ("not a whole HTTP response", true),
+    ("first byte timeout", true),
 ];
 
 /// What each of them does once it was asked.
@@ -140,18 +153,11 @@ async fn hostile(name: String, mut wire: Box<dyn Wire>) -> std::io::Result<()> {
     }
 }
 
-async fn hostile_h2(name: &str, mut wire: Box<dyn Wire>) -> std::io::Result<()> {
-    const DATA: u8 = 0;
-    const HEADERS: u8 = 1;
-    const RESET: u8 = 3;
-    const GOAWAY: u8 = 7;
-    const CONTINUATION: u8 = 9;
-    const END_STREAM: u8 = 1;
-    const END_HEADERS: u8 = 4;
-    accept_h2(&mut wire).await?;
+async fn hostile_h2(name: &str, wire: Box<dyn Wire>) -> std::io::Result<()> {
+    let mut h2 = H2::accept(wire).await?;
     // Tries after the first may come on the same connection.
     loop {
-        let stream = next_h2_request(&mut wire).await?;
+        let stream = h2.next_request().await?;
         // :status 200, and content-length 100 in a literal without indexing.
         let head = frame(HEADERS, END_HEADERS, stream, &[&[0x88, 0x0f, 0x0d, 3][..], b"100"].concat());
         let part = [head.clone(), frame(DATA, 0, stream, b"hello")].concat();
@@ -163,22 +169,25 @@ async fn hostile_h2(name: &str, mut wire: Box<dyn Wire>) -> std::io::Result<()> 
             "h2-reset" => [part, reset(2)].concat(),
             "h2-refused" => reset(7),
             "h2-goaway" => [part, frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 2])].concat(),
-            "h2-endless" => frame(HEADERS, END_HEADERS, stream, &[0x88]),
+            // More than a window may hold (section 6.9.1), and than a frame may (section 4.2).
+            "h2-window" => [part, frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])].concat(),
+            "h2-long-frame" => [part, frame(DATA, 0, stream, &[b'x'; (16 << 10) + 1])].concat(),
+            "h2-endless" | "h2-flood" => frame(HEADERS, END_HEADERS, stream, &[0x88]),
             "h2-continuation" => frame(HEADERS, 0, stream, &[0x88]),
             _ => Vec::new(),
         };
-        wire.write_all(&said).await?;
-        wire.flush().await?;
+        h2.wire.write_all(&said).await?;
+        h2.wire.flush().await?;
         match name {
-            // Its windows, which it does not keep to, end it.
-            "h2-endless" => {
+            "h2-endless" => h2.fill().await?,
+            "h2-flood" => {
                 let data = frame(DATA, 0, stream, &[b'x'; 16 << 10]);
-                without_end(&mut wire, &data, Duration::ZERO).await?;
+                without_end(&mut h2.wire, &data, Duration::ZERO).await?;
             }
             "h2-continuation" => {
                 let header = [&[0x00, 1, b'a', 127, 0x81, 0x0f][..], &[b'b'; 2048]].concat();
                 let continuation = frame(CONTINUATION, 0, stream, &header);
-                without_end(&mut wire, &continuation, Duration::ZERO).await?;
+                without_end(&mut h2.wire, &continuation, Duration::ZERO).await?;
             }
             _ => {}
         }
@@ -199,7 +208,8 @@ async fn serve(origin: &RawOrigin, args: &[&str]) -> Served {
 /// Asks all of them at once; what became of each.
 async fn ask_all(served: &Served, round: usize) -> BTreeMap<String, (u16, Value)> {
     let url = |name: &str, scheme: &str| format!("{scheme}://{name}.example.com/{round}");
-    let pushes = HOSTILE.iter().map(|(name, scheme, ..)| {
+    let names = HOSTILE.iter().map(|(name, scheme, ..)| (*name, *scheme)).chain([("h2-flood", "https")]);
+    let pushes = names.map(|(name, scheme)| {
         let url = url(name, scheme);
         async move {
             let status = served.push(url.as_bytes(), &json!({}), &json!({"deliveryAttempt": 1})).await;
@@ -254,6 +264,11 @@ async fn each_hostile_origin_has_its_own_verdict_by_its_deadline_and_leaves_noth
                 assert_eq!(outcome["bytes"], bytes, "{name}");
             }
         }
+        let (status, outcome) = &told[&format!("https://h2-flood.example.com/{round}")];
+        let allowed = OF_A_FLOOD.iter().find(|(reason, _)| outcome["reason"] == *reason);
+        let (_, is_curable) = allowed.unwrap_or_else(|| panic!("https h2-flood: {outcome}"));
+        assert_eq!(outcome["verdict"], "failed", "{outcome}");
+        assert_eq!(*status, if *is_curable { 503 } else { 204 }, "{outcome}");
         // The first round makes what there is to be made once.
         let (memory, descriptors) = *before.get_or_insert_with(|| served.serve.footprint());
         eventually("memory and descriptors as before", async || {

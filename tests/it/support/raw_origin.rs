@@ -174,6 +174,19 @@ pub(crate) async fn without_end(
     }
 }
 
+/// Types of HTTP/2's frames, and flags of theirs (RFC 9113, section 6).
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
 /// A frame of HTTP/2 (RFC 9113, section 4.1).
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
@@ -183,31 +196,81 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// Takes an HTTP/2 connection to where requests come: preface and settings.
-pub(crate) async fn accept_h2(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<()> {
-    let mut preface = [0; 24];
-    stream.read_exact(&mut preface).await?;
-    stream.write_all(&[frame(4, 0, 0, &[]), frame(4, 1, 0, &[])].concat()).await?;
-    stream.flush().await
+/// An HTTP/2 connection whose other side is a client, and what that allows to be sent (RFC 9113, section 6.9).
+pub(crate) struct H2 {
+    pub(crate) wire: Box<dyn Wire>,
+    connection_bytes: i64,
+    /// On a stream that begins.
+    initial_bytes: i64,
+    /// The stream of the request that came last, and what is allowed on it.
+    stream: u32,
+    stream_bytes: i64,
 }
 
-/// Waits for the next request of an HTTP/2 connection, and gives the number of its stream. Pings are answered.
-pub(crate) async fn next_h2_request(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-) -> std::io::Result<u32> {
-    loop {
+impl H2 {
+    /// Takes a connection to where requests come: preface and settings.
+    pub(crate) async fn accept(mut wire: Box<dyn Wire>) -> std::io::Result<Self> {
+        let mut preface = [0; 24];
+        wire.read_exact(&mut preface).await?;
+        wire.write_all(&[frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat()).await?;
+        wire.flush().await?;
+        let (connection_bytes, initial_bytes) = (65_535, 65_535);
+        Ok(Self { wire, connection_bytes, initial_bytes, stream: 0, stream_bytes: 0 })
+    }
+
+    /// Waits for the next request, and gives the number of its stream.
+    pub(crate) async fn next_request(&mut self) -> std::io::Result<u32> {
+        while self.next_frame().await? != HEADERS {}
+        Ok(self.stream)
+    }
+
+    /// Fills the stream of the last request with DATA, as much and as fast as its windows allow, until that is reset.
+    pub(crate) async fn fill(&mut self) -> std::io::Result<()> {
+        let filling = vec![b'x'; 16 << 10];
+        loop {
+            let allowed = self.connection_bytes.min(self.stream_bytes).min(16 << 10);
+            match usize::try_from(allowed) {
+                Ok(length @ 1..) => {
+                    self.wire.write_all(&frame(DATA, 0, self.stream, &filling[..length])).await?;
+                    self.wire.flush().await?;
+                    self.connection_bytes -= allowed;
+                    self.stream_bytes -= allowed;
+                }
+                _ if self.next_frame().await? == RESET => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads a frame, and does what it asks for; gives its type.
+    async fn next_frame(&mut self) -> std::io::Result<u8> {
         let mut head = [0; 9];
-        stream.read_exact(&mut head).await?;
+        self.wire.read_exact(&mut head).await?;
+        let [_, _, _, kind, flags, stream @ ..] = head;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; usize::try_from(length).unwrap()];
-        stream.read_exact(&mut payload).await?;
-        if (head[3], head[4]) == (6, 0) {
-            stream.write_all(&frame(6, 1, 0, &payload)).await?;
-            stream.flush().await?;
+        self.wire.read_exact(&mut payload).await?;
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        match kind {
+            HEADERS => (self.stream, self.stream_bytes) = (u32::from_be_bytes(stream), self.initial_bytes),
+            // SETTINGS_INITIAL_WINDOW_SIZE; the client says it once, before it asks for anything.
+            SETTINGS => {
+                for setting in payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]) {
+                    self.initial_bytes = number(&setting[2..]).into();
+                }
+            }
+            PING if flags == 0 => {
+                self.wire.write_all(&frame(PING, ACK, 0, &payload)).await?;
+                self.wire.flush().await?;
+            }
+            WINDOW_UPDATE => match u32::from_be_bytes(stream) {
+                0 => self.connection_bytes += i64::from(number(&payload)),
+                stream if stream == self.stream => self.stream_bytes += i64::from(number(&payload)),
+                _ => {}
+            },
+            _ => {}
         }
-        if head[3] == 1 {
-            return Ok(u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
-        }
+        Ok(kind)
     }
 }
 
