@@ -23,6 +23,7 @@ declare -A seeds_of=(
     [envelope]=tests/corpora/push_envelopes
     [url_and_guard]=$seeds
     [cache_headers]=fuzz/seeds/cache_headers
+    [framing]=fuzz/seeds/framing
     [token]=fuzz/seeds/token
 )
 

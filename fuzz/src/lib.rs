@@ -76,10 +76,44 @@ mod warm {
     pub(crate) mod addresses;
     #[path = "../../src/warm/cdn/mod.rs"]
     pub(crate) mod cdn;
+    #[path = "../../src/warm/framing.rs"]
+    mod framing;
     #[path = "../../src/warm/guard.rs"]
     pub(crate) mod guard;
     #[path = "../../src/warm/hosts.rs"]
     mod hosts;
+
+    /// What became of a content.
+    #[derive(Debug, PartialEq, Eq)]
+    pub(crate) struct Taken {
+        pub(crate) is_chunked: bool,
+        pub(crate) data: Vec<u8>,
+        /// Whether it ended, and how many bytes came behind its end; or why it is none.
+        pub(crate) end: Result<(bool, usize), &'static str>,
+    }
+
+    /// Takes a response's content as it comes in these pieces; none where its head allows no framing.
+    pub(crate) fn take<'a>(
+        headers: &http::HeaderMap,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Option<Taken> {
+        let (mut response, ()) = http::Response::new(()).into_parts();
+        response.headers = headers.clone();
+        let (mut framing, _) = framing::Framing::of(&http::Method::GET, &mut response).ok()?;
+        let is_chunked = matches!(framing, framing::Framing::Chunked(_));
+        let (mut data, mut left) = (Vec::new(), 0);
+        for mut piece in pieces {
+            let (before, came) = (data.len(), piece.len());
+            match framing.take(&mut piece, |bytes| data.extend_from_slice(bytes)) {
+                Ok(told) => assert_eq!(told, (data.len() - before) as u64, "what is told is what was shown"),
+                Err(bad) => return Some(Taken { is_chunked, data, end: Err(bad.0) }),
+            }
+            assert!(data.len() - before + piece.len() <= came, "no more than came");
+            assert!(piece.is_empty() || framing.is_at_end(), "all is taken up to the end");
+            left += piece.len();
+        }
+        Some(Taken { is_chunked, data, end: Ok((framing.is_at_end(), left)) })
+    }
 }
 
 /// The body of a push, down to whether its URLs would be fetched.
@@ -205,17 +239,7 @@ pub fn token(data: &[u8]) {
 
 /// The headers of a response, a line each, judged as an edge's.
 pub fn cache_headers(data: &[u8]) {
-    let mut headers = HeaderMap::new();
-    for line in data.split(|byte| *byte == b'\n') {
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
-        let name = HeaderName::from_bytes(&line[..colon]);
-        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
-        if let (Ok(name), Ok(value)) = (name, value)
-            && headers.try_append(name, value).is_err()
-        {
-            return;
-        }
-    }
+    let Some(headers) = headers(data) else { return };
     let (asked, ()) = Request::get("https://example.com/a").body(()).expect("a valid request").into_parts();
     let (mut response, ()) = Response::new(()).into_parts();
     response.headers = headers;
@@ -233,5 +257,69 @@ pub fn cache_headers(data: &[u8]) {
         let texts = [judged.evidence.value, judged.evidence.cdn, judged.evidence.pop, judged.evidence.etag];
         assert!(texts.iter().flatten().all(|text| text.len() <= 256), "{texts:?}");
         let _ = judged.verdict.to_string();
+    }
+}
+
+/// Headers, a line each; none where they are too many.
+fn headers(lines: &[u8]) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.try_append(name, value).ok()?;
+        }
+    }
+    Some(headers)
+}
+
+/// A line whose bytes say how long the pieces are, again and again; the headers of a response, a line each; an empty line;
+/// and what comes behind its head.
+pub fn framing(data: &[u8]) {
+    let Some(line) = data.iter().position(|byte| *byte == b'\n') else { return };
+    // From the line feed on: there may be no headers.
+    let (lengths, rest) = data.split_at(line);
+    let Some(empty) = rest.windows(2).position(|bytes| bytes == b"\n\n") else { return };
+    let (head, content) = (&rest[..empty], &rest[empty + 2..]);
+    let Some(headers) = headers(head) else { return };
+    let Some(whole) = warm::take(&headers, std::iter::once(content)) else { return };
+    // With a piece of one byte after all of them there is no standing still.
+    let mut lengths = lengths.iter().map(|byte| usize::from(*byte)).chain([1]).cycle();
+    let mut left = content;
+    let pieces = std::iter::from_fn(|| {
+        let length = lengths.next().unwrap_or(1).min(left.len());
+        let piece = left.split_off(..length);
+        piece.filter(|piece| !piece.is_empty() || !left.is_empty())
+    });
+    assert_eq!(warm::take(&headers, pieces).as_ref(), Some(&whole), "pieces are taken as the whole is");
+    match whole.end {
+        Ok((is_at_end, _)) if whole.is_chunked => {
+            if is_at_end {
+                assert_eq!(whole.data, put_together(content));
+            }
+        }
+        Ok((is_at_end, left)) => {
+            let (taken, behind) = content.split_at(whole.data.len());
+            assert!(whole.data == taken && left == behind.len() && (is_at_end || left == 0));
+        }
+        Err(_) => assert!(whole.is_chunked && content.len() >= whole.data.len()),
+    }
+}
+
+/// The data of a chunked content that is whole, found out in another way.
+fn put_together(mut content: &[u8]) -> Vec<u8> {
+    let mut data = Vec::new();
+    loop {
+        let line = content.windows(2).position(|bytes| bytes == b"\r\n").expect("a line for each chunk");
+        let digits = content.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let digits = std::str::from_utf8(&content[..digits]).expect("digits are ASCII");
+        let size = usize::from_str_radix(digits, 16).expect("a size before each chunk");
+        if size == 0 {
+            return data;
+        }
+        let (chunk, rest) = content[line + 2..].split_at(size);
+        data.extend_from_slice(chunk);
+        content = rest.strip_prefix(b"\r\n").expect("a line's end behind each chunk");
     }
 }
