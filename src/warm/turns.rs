@@ -429,7 +429,7 @@ mod tests {
             (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
         });
         let status = StatusCode::from_u16(status).unwrap();
-        turn.answered(Duration::from_millis(20), status, &headers.collect());
+        turn.answered(turn.began().elapsed(), status, &headers.collect());
     }
 
     #[tokio::test(start_paused = true)]
