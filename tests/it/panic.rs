@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Barrier, Semaphore};
 
 use crate::push::Served;
 use crate::support::eventually;
@@ -29,9 +29,14 @@ fn wild_clock(folder: &Path) -> String {
 async fn a_panic_in_one_request_ends_neither_the_process_nor_any_answer() {
     let (gate, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let (held, reached) = (gate.clone(), waiting.clone());
+    let first = 4 * std::thread::available_parallelism().unwrap().get();
+    let together = Arc::new(Barrier::new(first));
     let origin = RawOrigin::start(move |name, mut wire: Box<dyn Wire>| {
-        let (held, reached) = (held.clone(), reached.clone());
+        let (held, reached, together) = (held.clone(), reached.clone(), together.clone());
         async move {
+            if name == "first" {
+                together.wait().await;
+            }
             if name.starts_with("held") {
                 reached.add_permits(1);
                 let _ = held.acquire().await;
@@ -47,10 +52,11 @@ async fn a_panic_in_one_request_ends_neither_the_process_nor_any_answer() {
     args.extend(["--region", "here", "--malformed", "ack", "--connect-to", &connect_to]);
     let mut command = command(&args);
     command.env("LD_PRELOAD", wild_clock(folder.path())).env("WILD_CLOCK", &wild);
-    // The server reads the clock too, once for each thread; the pushes below leave that behind for the only one.
-    command.env("TOKIO_WORKER_THREADS", "1");
     let served = Served::of(command).await;
-    assert_eq!(served.push_url("http://example.com/before").await, 204);
+    // The server reads the clock too, once for each thread: these leave that behind for all of them.
+    let urls: Vec<_> = (0..first).map(|n| format!("http://first.example.com/{n}")).collect();
+    let answers = futures_util::future::join_all(urls.iter().map(|url| served.push_url(url))).await;
+    assert_eq!(answers, vec![204; first]);
 
     let other = served.push_url("http://held.example.com/");
     let panicking = async {
