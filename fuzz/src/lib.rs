@@ -130,7 +130,7 @@ pub fn envelope(body: &[u8]) {
             Ok(request) => {
                 assert!(WarmRequest::check(data).is_ok(), "checking says what parsing says");
                 let _ = Guard::default().check(request.url());
-                let _ = request.refusal("here", jiff::Timestamp::UNIX_EPOCH);
+                let _ = request.refusal("here", || jiff::Timestamp::UNIX_EPOCH);
             }
             Err(error) => drop(error.reason()),
         }
