@@ -2,12 +2,12 @@
 //!
 //! Pub/Sub delivers at least once, and a pack comes again as a whole where one of its lines failed.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
-use std::num::NonZero;
+use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lru::LruCache;
 use tokio::time::Instant;
 
 use super::envelope::Push;
@@ -17,8 +17,9 @@ use crate::verdict::Verdict;
 
 /// How long a verdict is repeated. Past it the edge may have lost the object, and a GET is worth its cost.
 const WINDOW: Duration = Duration::from_secs(600);
-/// Deliveries that are remembered, at about 130 bytes each; the one not asked for the longest goes first.
-const MAX_KNOWN: NonZero<usize> = NonZero::new(32_768).expect("not zero");
+/// The latest deliveries that are remembered for sure. Those before them are for as long as these fill their room again, so
+/// that twice as many take 2 MiB at most. It is what a hash table of 16,384 places holds.
+const SURELY_KNOWN: usize = 14_336;
 
 /// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory.
 pub(super) struct Deliveries {
@@ -26,7 +27,24 @@ pub(super) struct Deliveries {
     hasher: RandomState,
     /// A second one, so that no two do so by chance.
     other_hasher: foldhash::quality::RandomState,
-    known: Mutex<LruCache<Delivery, Known>>,
+    known: Mutex<Table>,
+    started: Instant,
+}
+
+/// Two tables, so that what is old goes all at once: no delivery need be found and moved for its age.
+#[derive(Debug, Default)]
+struct Table {
+    latest: HashMap<Delivery, Remembered, foldhash::fast::RandomState>,
+    before: HashMap<Delivery, Remembered, foldhash::fast::RandomState>,
+}
+
+/// A [`Known`] in less room.
+#[derive(Debug)]
+struct Remembered {
+    verdict: Verdict,
+    http_status: Option<u16>,
+    /// Since the start.
+    at_s: u32,
 }
 
 /// One URL of one message of one subscription, by a hash of all that: no two have the same.
@@ -40,22 +58,16 @@ pub(super) struct Delivery([u64; 2]);
 pub(super) struct Known {
     pub(super) verdict: Verdict,
     pub(super) http_status: Option<u16>,
-    at: Instant,
 }
 
 impl Deliveries {
     pub(super) fn new() -> Self {
-        Self::with_capacity(MAX_KNOWN)
-    }
-
-    fn with_capacity(count: NonZero<usize>) -> Self {
-        // It grows as it is used.
-        let mut known = LruCache::unbounded();
-        known.resize(count);
         Self {
             hasher: RandomState::new(),
             other_hasher: foldhash::quality::RandomState::default(),
-            known: Mutex::new(known),
+            // It grows as it is used.
+            known: Mutex::default(),
+            started: Instant::now(),
         }
     }
 
@@ -73,20 +85,38 @@ impl Deliveries {
 
     /// What an earlier delivery came to.
     pub(super) fn known(&self, delivery: Delivery) -> Option<Known> {
-        self.table().get(&delivery).filter(|known| known.at.elapsed() < WINDOW).cloned()
+        let table = self.table();
+        let found = table.latest.get(&delivery).or_else(|| table.before.get(&delivery))?;
+        let is_recent = Duration::from_secs(self.now_s().saturating_sub(found.at_s).into()) < WINDOW;
+        is_recent.then(|| Known { verdict: found.verdict.clone(), http_status: found.http_status })
     }
 
     /// Remembers an outcome, unless a later GET may go better or it is known without one.
     pub(super) fn remember(&self, delivery: Delivery, outcome: &Outcome) {
         if !outcome.verdict.is_curable() && !matches!(outcome.verdict, Verdict::Refused(_)) {
             let (verdict, http_status) = (outcome.verdict.clone(), outcome.exchange.http_status);
-            self.table().put(delivery, Known { verdict, http_status, at: Instant::now() });
+            self.table().put(delivery, Remembered { verdict, http_status, at_s: self.now_s() });
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, LruCache<Delivery, Known>> {
+    /// Seconds since the start; enough for a century.
+    fn now_s(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
         // Nothing panics while it is held.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn put(&mut self, delivery: Delivery, remembered: Remembered) {
+        if self.latest.len() >= SURELY_KNOWN {
+            mem::swap(&mut self.latest, &mut self.before);
+            self.latest.clear();
+        }
+        self.latest.insert(delivery, remembered);
     }
 }
 
@@ -194,13 +224,17 @@ mod tests {
 
     #[test]
     fn it_is_bounded_and_the_latest_stay() {
-        let known = Deliveries::with_capacity(NonZero::new(100).unwrap());
+        let known = Deliveries::new();
         let line = |n: usize| delivery(&known, "1", Some(&n.to_string()), "https://example.com/a");
-        for n in 0..2_000 {
+        let last = 4 * SURELY_KNOWN;
+        for n in 0..=last {
             known.remember(line(n), &outcome(Verdict::Filled));
-            assert!(known.known(line(n)).is_some());
         }
-        assert_eq!(known.table().len(), 100);
-        assert!(known.known(line(1_900)).is_some() && known.known(line(1_899)).is_none());
+        assert!((last - SURELY_KNOWN..=last).all(|n| known.known(line(n)).is_some()));
+        assert!((0..=last - 2 * SURELY_KNOWN).all(|n| known.known(line(n)).is_none()));
+        let table = known.table();
+        let room_bytes =
+            (table.latest.capacity() + table.before.capacity()) * size_of::<(Delivery, Remembered)>();
+        assert!(room_bytes <= 2 << 20, "{room_bytes} bytes");
     }
 }
