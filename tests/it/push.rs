@@ -40,7 +40,9 @@ impl Served {
     pub(crate) async fn of(command: tokio::process::Command) -> Self {
         let serve = Process::spawn(command);
         let url = format!("http://{}/", serve.listening().await);
-        Self { serve, url, http: reqwest::Client::builder().no_proxy().build().unwrap() }
+        // `serve` closes the connection of whoever had no 2xx after a rest of 12 s, maybe while the next push is on its way.
+        let http = reqwest::Client::builder().no_proxy().pool_idle_timeout(Duration::from_secs(5));
+        Self { serve, url, http: http.build().unwrap() }
     }
 
     pub(crate) async fn post(&self, body: impl Into<reqwest::Body>) -> u16 {
