@@ -2,18 +2,20 @@
 
 use std::ops::ControlFlow;
 use std::pin::pin;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use http::response::Parts;
 use http::{Method, StatusCode, header};
+use tokio::time::Instant;
 
 use super::body::{Content, drain, read_and_drop, worth_leaving};
 use super::cdn::{self, Judged};
 use super::certify::{Found, conclude};
 use super::client::{Asked, why_no_response};
 use super::connections::Connections;
+use super::deadline::Deadline;
 use super::look::Look;
 use super::turns::Turn;
 use super::{Progress, Warmer, milliseconds, range, redirect};
@@ -31,7 +33,7 @@ impl Warmer {
     /// Fetches until there is a verdict that trying again would not change, a few times at most.
     pub(super) async fn fetch_with_retries(
         &self,
-        deadline: Instant,
+        deadline: &Deadline,
         request: &WarmRequest,
         progress: &mut Progress,
     ) -> Verdict {
@@ -40,7 +42,7 @@ impl Warmer {
             .with_max_times(ATTEMPTS - 1)
             .with_jitter()
             .build();
-        let last = deadline.min(Instant::now() + RETRY_WITHIN);
+        let last = deadline.at().min(Instant::now() + RETRY_WITHIN);
         loop {
             let verdict = self.fetch(deadline, request, progress).await;
             if matches!(verdict, Verdict::Failed(Failure::CircuitOpen | Failure::HostBusy)) {
@@ -58,7 +60,7 @@ impl Warmer {
     }
 
     /// One GET, and a second look where the first may have filled the edge and the operator wants proof.
-    async fn fetch(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Verdict {
+    async fn fetch(&self, deadline: &Deadline, request: &WarmRequest, progress: &mut Progress) -> Verdict {
         let first = self.get(deadline, request, progress).await;
         let verdict = if self.certify && first.may_have_changed() {
             // Boxed: most requests take no room for it.
@@ -79,7 +81,7 @@ impl Warmer {
     async fn certified(
         &self,
         first: Found,
-        deadline: Instant,
+        deadline: &Deadline,
         request: &WarmRequest,
         progress: &mut Progress,
     ) -> Verdict {
@@ -105,7 +107,7 @@ impl Warmer {
     }
 
     /// One GET, and those that redirects ask for instead.
-    async fn get(&self, deadline: Instant, request: &WarmRequest, progress: &mut Progress) -> Found {
+    async fn get(&self, deadline: &Deadline, request: &WarmRequest, progress: &mut Progress) -> Found {
         let mut next: Option<WarmRequest> = None;
         let mut followed = 0;
         loop {
@@ -129,12 +131,12 @@ impl Warmer {
     /// One GET, once its host may be asked: to what it found, or to the request that it leads to after `followed` redirects.
     async fn hop(
         &self,
-        deadline: Instant,
+        deadline: &Deadline,
         request: &WarmRequest,
         followed: u8,
         progress: &mut Progress,
     ) -> ControlFlow<Found, WarmRequest> {
-        let turn = match self.turns.take(request.url(), deadline.into()).await {
+        let turn = match self.turns.take(request.url(), deadline.at()).await {
             Ok(turn) => turn,
             Err(failure) => return ControlFlow::Break(Verdict::Failed(failure).into()),
         };
@@ -144,8 +146,8 @@ impl Warmer {
             progress.looks.push(Look::new(&asked));
         }
         let found = {
-            let asking = pin!(self.ask(&turn, &asked, request, followed, progress));
-            turn.spend(asking).await
+            let asking = pin!(self.ask(deadline, &turn, &asked, request, followed, progress));
+            turn.spend(deadline, asking).await
         };
         if self.shows_looks
             && let Some(look) = progress.looks.last_mut()
@@ -162,6 +164,7 @@ impl Warmer {
     /// One GET, to the end of its body.
     async fn ask(
         &self,
+        deadline: &Deadline,
         turn: &Turn<Connections>,
         asked: &Asked<'_>,
         request: &WarmRequest,
@@ -170,7 +173,7 @@ impl Warmer {
     ) -> ControlFlow<Found, WarmRequest> {
         progress.attempts += 1;
         let Progress { exchange, looks, .. } = progress;
-        let (response, mut content) = match self.head(turn, asked, exchange).await {
+        let (response, mut content) = match self.head(deadline, turn, asked, exchange).await {
             Ok(answered) => answered,
             Err(verdict) => return ControlFlow::Break(verdict.into()),
         };
@@ -262,21 +265,23 @@ impl Warmer {
     /// The head of the response, in time; what the host said by it goes into its turn.
     async fn head(
         &self,
+        deadline: &Deadline,
         turn: &Turn<Connections>,
         asked: &Asked<'_>,
         exchange: &mut Exchange,
     ) -> Result<(Parts, Content), Verdict> {
         let limit = turn.began() + self.first_byte_limit;
-        let verdict = match tokio::time::timeout_at(limit, turn.client().request(asked)).await {
-            Ok(Ok((response, content))) => {
+        let answered = deadline.until(limit, pin!(turn.client().request(asked))).await;
+        let verdict = match answered {
+            Some(Ok((response, content))) => {
                 let ttfb = turn.began().elapsed();
                 turn.answered(ttfb, response.status, &response.headers);
                 exchange.ttfb_ms.get_or_insert(milliseconds(ttfb));
                 exchange.http_status = Some(response.status.as_u16());
                 return Ok((response, content));
             }
-            Ok(Err(error)) => why_no_response(&error),
-            Err(_) => Verdict::Failed(Failure::FirstByteTimeout),
+            Some(Err(error)) => why_no_response(&error),
+            None => Verdict::Failed(Failure::FirstByteTimeout),
         };
         turn.unanswered(&verdict);
         Err(verdict)

@@ -3,7 +3,7 @@
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
 //! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1` (with `framing`), `tls`,
-//! `connect` and `names` ask, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
+//! `connect` and `names` ask, `deadline` says how long, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
 mod addresses;
@@ -17,6 +17,7 @@ mod connect;
 mod connections;
 #[cfg(test)]
 mod corpora;
+mod deadline;
 mod fetch;
 mod flights;
 mod framing;
@@ -47,6 +48,7 @@ use cdn::Speakers;
 use client::{WarmMethod, common_headers};
 use connect::Connector;
 use connections::Connections;
+use deadline::Deadline;
 use flights::Flights;
 use guard::Guard;
 pub(crate) use look::Look;
@@ -228,8 +230,9 @@ impl Warmer {
         let mut landed = Landed::at_once(Verdict::Failed(Failure::TotalTimeout));
         let in_time = {
             // Pinned here, so that it is not moved about: it is large.
-            let work = pin!(self.fetch_with_retries(deadline, request, &mut landed.progress));
-            tokio::time::timeout_at(deadline.into(), work).await.ok()
+            let deadline = Deadline::new(deadline);
+            let work = pin!(self.fetch_with_retries(&deadline, request, &mut landed.progress));
+            deadline.until(deadline.at(), work).await
         };
         // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
         if let Some(verdict) = in_time.or(landed.progress.so_far.take()) {

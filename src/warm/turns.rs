@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use url::{Position, Url};
 
 use super::breaker::{Admission, Breaker};
+use super::deadline::Deadline;
 use super::limit::Limit;
 use crate::verdict::{Failure, Verdict};
 
@@ -27,7 +28,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// below what `serve` takes in at once, so that one host alone cannot fill it.
 const MAX_WAITING: usize = 384;
 /// A request that takes longer than this no longer counts against its host's limit, as long as the host answers others:
-/// a few URLs that hang, or long bodies, would otherwise leave no room for the rest. So many of them do not count.
+/// a few URLs that hang, or long bodies, would otherwise leave no room for the rest. So many of them do not count. No time
+/// limit of a request is shorter.
 const LATE: Duration = Duration::from_secs(1);
 const MAX_LATE: usize = 256;
 /// How long ago an answer may be that shows a host alive.
@@ -271,18 +273,25 @@ impl<C: Send + Sync + 'static> Turn<C> {
         &self.host.client
     }
 
-    /// Does `work`, which is all of the request. Where it takes long, others need no longer wait for it.
-    pub(super) async fn spend<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> T {
+    /// Does `work`, which is all of the request. Where it takes long, others need no longer wait for it, and its limits are
+    /// watched.
+    pub(super) async fn spend<T>(&self, deadline: &Deadline, work: Pin<&mut impl Future<Output = T>>) -> T {
         let give_way = async {
+            if deadline.at() < self.began + LATE {
+                deadline.watch();
+            }
             tokio::time::sleep_until(self.began + LATE).await;
+            deadline.watch();
             while !self.give_way() {
                 tokio::time::sleep(LATE).await;
             }
             std::future::pending().await
         };
         tokio::select! {
-            done = work => done,
+            // First, so that the work is polled behind it and its limits are watched from then on.
+            biased;
             never = give_way => never,
+            done = work => done,
         }
     }
 
@@ -475,9 +484,10 @@ mod tests {
             }
             for _ in 0..64 {
                 let turn = turns.take(&host, in_seconds(60)).await.ok().unwrap();
-                tokio::spawn(
-                    async move { turn.spend(pin!(tokio::time::sleep(Duration::from_secs(15)))).await },
-                );
+                tokio::spawn(async move {
+                    let deadline = Deadline::new(in_seconds(60).into_std());
+                    turn.spend(&deadline, pin!(tokio::time::sleep(Duration::from_secs(15)))).await;
+                });
             }
             let started = Instant::now();
             let mut waited = Vec::new();
@@ -613,5 +623,18 @@ mod tests {
         assert_eq!(known, ["b.example.com", "c.example.com"]);
         drop(turns.take(&url("https://[::1]/"), in_seconds(60)).await.ok().unwrap());
         assert_eq!(turns.states()[0].host, "[::1]");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_takes_long_has_its_limits_watched_and_so_has_work_that_may_not() {
+        for milliseconds in [20_000, 500] {
+            let turn = turns().take(&url("https://example.com/"), in_seconds(60)).await.ok().unwrap();
+            let (started, limit) = (Instant::now(), Duration::from_millis(milliseconds));
+            let deadline = Deadline::new((started + limit).into_std());
+            let hangs = pin!(std::future::pending::<()>());
+            let work = pin!(turn.spend(&deadline, hangs));
+            assert_eq!(deadline.until(deadline.at(), work).await, None);
+            assert_eq!(started.elapsed(), limit);
+        }
     }
 }
