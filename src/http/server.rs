@@ -185,6 +185,11 @@ fn builder(max_headers: Option<usize>) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         // It would count the time between requests too; `connection.rs` has both limits.
         .header_read_timeout(None)
+        // What a client asked for is done even where it leaves meanwhile: a push that is given up comes again, and finds its URL
+        // warm. Nor is each step of each request held up to look whether the client is still there.
+        .half_close(true)
+        // Answers are small: one piece costs less to send than two.
+        .writev(false)
         .max_buf_size(MAX_HEAD_BYTES);
     if let Some(max_headers) = max_headers {
         builder.http1().max_headers(max_headers);

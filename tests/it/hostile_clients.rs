@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::support::origin::{Origin, cacheable};
 use crate::support::process::{Process, command};
-use crate::support::{PATIENCE, setting};
+use crate::support::{PATIENCE, eventually, setting};
 
 /// Within this every slow client is gone.
 const SLOW_LIMIT: Duration = Duration::from_secs(15);
@@ -32,7 +32,10 @@ struct Target {
 
 impl Target {
     async fn start(args: &[&str]) -> Self {
-        let origin = Origin::start(&["example.com".to_owned()], |_| cacheable()).await;
+        Self::before(Origin::start(&["example.com".to_owned()], |_| cacheable()).await, args).await
+    }
+
+    async fn before(origin: Origin, args: &[&str]) -> Self {
         let connect_to = format!("*={}", origin.addr);
         let mut all = vec!["serve", "--listen", "127.0.0.1", "--port", "0"];
         all.extend(["--insecure-accept-unauthenticated", "--connect-to", &connect_to]);
@@ -514,6 +517,33 @@ async fn a_body_that_stalls_takes_nobodys_place() {
     let mut answer = String::new();
     stalled.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_push_whose_client_leaves_or_has_no_more_to_say_is_warmed_all_the_same() {
+    let names = ["example.com".to_owned()];
+    let origin = Origin::start_slow(&names, Duration::from_secs(1), |_| cacheable()).await;
+    let target = Target::before(origin, &[]).await;
+    let push = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{PUSH}", PUSH.len());
+    for is_gone in [true, false] {
+        let before = target.serve.outcomes().len();
+        let mut client = TcpStream::connect(target.addr).await.unwrap();
+        client.write_all(push.as_bytes()).await.unwrap();
+        eventually("the GET", async || (target.origin.asked().len() > before).then_some(())).await;
+        client.shutdown().await.unwrap();
+        if is_gone {
+            drop(client);
+        } else {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(statuses(&answer), [204]);
+        }
+        let outcome = eventually("the outcome", async || target.serve.outcomes().get(before).cloned()).await;
+        assert_eq!(
+            (&outcome["url"], outcome["bytes"].as_u64() > Some(0)),
+            (&"http://example.com/".into(), true)
+        );
+    }
 }
 
 #[tokio::test]
