@@ -91,7 +91,7 @@ check_size() {
 # bench/serve/layout.py makes it anew.
 check_layout() {
     local bytes
-    bytes=$((16#$(readelf --section-headers --wide "$root/cdnwarm" |
+    bytes=$((16#0$(readelf --section-headers --wide "$root/cdnwarm" |
         sed -n 's/.* \.text\.serve *PROGBITS *[0-9a-f]* [0-9a-f]* \([0-9a-f]*\) .*/\1/p')))
     echo "What serve runs has $bytes bytes side by side."
     ((bytes >= 3 << 20)) || { echo "That is not all of it: bench/serve/layout.py makes layout.ld anew." >&2; return 1; }
