@@ -206,8 +206,9 @@ impl Serve {
             .run(
                 move |request| {
                     let handler = handler.clone();
-                    // Boxed, so that it is not moved about: it is large.
-                    Box::pin(async move { handler.answer(request).await })
+                    // It is large: made where it stays, not copied there.
+                    let place = Box::new_uninit();
+                    Box::into_pin(Box::write(place, async move { handler.answer(request).await }))
                 },
                 stop,
                 DRAIN_LIMIT,
