@@ -1,6 +1,10 @@
 """Figures from samples, and tables of them."""
 
+import math
 import statistics
+
+# So many samples have a spread that says more than the lowest and the highest.
+MANY = 8
 
 # (key, heading, decimals)
 BRIDGE_COLUMNS = [
@@ -47,7 +51,8 @@ def moment_of(samples, before, count):
 
 
 def table(results, columns):
-    """A Markdown table with a row a contestant: the median, and the lowest and highest of more than one run."""
+    """A Markdown table with a row a contestant: the median, and the lowest and highest of more than one run, of many the
+    quartiles."""
     lines = ["| | runs | " + " | ".join(heading for _, heading, _ in columns) + " |",
              "|---|---|" + "---|" * len(columns)]
     for name, runs in results.items():
@@ -75,5 +80,14 @@ def ratios(results, key, subjects, yardsticks):
 def _cell(values, decimals):
     if not values:
         return ""
-    shown = [f"{value:,.{decimals}f}" for value in (statistics.median(values), min(values), max(values))]
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) >= MANY else (
+        min(values), statistics.median(values), max(values))
+    shown = [f"{value:,.{decimals}f}" for value in (middle, low, high)]
     return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def median_within(values):
+    """Where the median lies: of many samples the interval that holds it with 95 %, by their ranks; else lowest and highest."""
+    ranked = sorted(values)
+    rank = max(1, int((len(ranked) - 1.96 * math.sqrt(len(ranked))) / 2)) if len(ranked) >= MANY else 1
+    return ranked[rank - 1], ranked[-rank]

@@ -65,7 +65,7 @@ class Cdnwarm(Contestant):
         self.binary, self.options = binary, options
 
     def launch(self, stage, folder, kind, tls):
-        edge = stage.tls_port if tls else stage.port
+        edge = stage.edge_port(kind, tls)
         command = [self.binary, "serve", "--listen", "127.0.0.1", "--port", self.port, "--push-audience", AUDIENCE,
                    "--push-service-account", ACCOUNT, "--push-jwks-url", stage.certs_url, "--region", "bench",
                    "--connect-to", f"{HOST}=127.0.0.1:{edge}", "--cache-status-header", "x-cache-status",
@@ -91,7 +91,7 @@ class Proxy(Contestant):
     drops_bodies = False
 
     def launch(self, stage, folder, kind, tls):
-        edge, scheme = (stage.tls_port, "https") if tls else (stage.port, "http")
+        edge, scheme = stage.edge_port(kind, tls), "https" if tls else "http"
         return nginx(self.name, folder, "auto", f"""
   upstream edge {{ server 127.0.0.1:{edge}; keepalive 512; }}
   server {{
@@ -124,7 +124,7 @@ class Lua(Contestant):
   server {{
     listen 127.0.0.1:{self.port} backlog=4096 {_h2c(kind)};
     location = / {{
-      set $edge_port {stage.tls_port if tls else stage.port};
+      set $edge_port {stage.edge_port(kind, tls)};
       content_by_lua_file {HERE}/nginx.lua;
     }}
   }}""", LUA_MODULES)
@@ -138,7 +138,7 @@ class Go(Contestant):
         run(["go", "build", "-o", self.binary, "."], cwd=HERE / "go")
 
     def launch(self, stage, folder, kind, tls):
-        edge = stage.tls_port if tls else stage.port
+        edge = stage.edge_port(kind, tls)
         return Process(self.name, [self.binary, self.address, f"127.0.0.1:{edge}", stage.work / "ca.pem"],
                        folder / "output.log")
 
@@ -159,7 +159,7 @@ class Flask(Contestant):
     def launch(self, stage, folder, kind, tls):
         return Process(self.name, [self.gunicorn, "--bind", self.address, "--workers", "1", "--threads", "1", "--chdir",
                                    HERE / "flask", "app:app"],
-                       folder / "output.log", {"EDGE": f"127.0.0.1:{stage.port}"})
+                       folder / "output.log", {"EDGE": f"127.0.0.1:{stage.edge_port(kind, tls)}"})
 
 
 def every_contestant(binary, options):

@@ -40,9 +40,9 @@ class Bench:
         self._folders += 1
         return self.logs / f"{self._folders:03}-{name}"
 
-    def each_run(self, functions):
-        """Calls each function once a run, by turns."""
-        return by_turns(self.arguments.runs, functions, Failure)
+    def by_turns(self, times, functions):
+        """Calls each function so many times, by turns."""
+        return by_turns(times, functions, Failure)
 
 
 def main():
@@ -78,8 +78,8 @@ def report(name, bench, results):
     scenario = scenarios.ALL[name]
     step(f"scenario {name}")
     measured = scenario.run(bench)
-    print(f"\n### {scenario.title}\n\n{results['machine']['summary']}; {bench.arguments.runs} runs by turns; median (lowest to "
-          f"highest)\n\n{figures.table(measured, scenario.columns)}\n")
+    print(f"\n### {scenario.title}\n\n{results['machine']['summary']}; {scenario.turns(bench.arguments)}\n\n"
+          f"{figures.table(measured, scenario.columns)}\n")
     for key, heading, _ in scenario.columns:
         if key != "own_cpu_us" and (line := ratios(measured, key)):
             print(f"- {heading}: {line}")
@@ -88,7 +88,7 @@ def report(name, bench, results):
 
 
 def ratios(measured, key):
-    """cdnwarm's median against each other one's, and the spread of the ratios within the runs."""
+    """The median of cdnwarm's ratios to each other one, each of two neighbours in time, and how sure it is."""
     ours = [run.get(key) for run in measured.get("cdnwarm", [])]
     shown = []
     for name, runs in measured.items():
@@ -96,7 +96,8 @@ def ratios(measured, key):
         if name == "cdnwarm" or not pairs:
             continue
         each = [our / other for our, other in pairs]
-        shown.append(f"{statistics.median(each):.2f} x {name}" + (f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""))
+        low, high = figures.median_within(each)
+        shown.append(f"{statistics.median(each):.2f} x {name}" + (f" ({low:.2f} to {high:.2f})" if len(each) > 1 else ""))
     return ", ".join(shown)
 
 
@@ -104,7 +105,8 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", nargs="+", choices=scenarios.ALL, help="what to measure, in this order")
     parser.add_argument("--runs", type=int, default=3, help="runs of each contestant [default: 3]")
-    parser.add_argument("--seconds", type=float, default=5, help="seconds that a load is counted [default: 5]")
+    parser.add_argument("--slices", type=int, default=10, help="loads of a contestant in a run [default: 10]")
+    parser.add_argument("--seconds", type=float, default=0.7, help="seconds that a load is counted [default: 0.7]")
     parser.add_argument("--bodies", type=int, default=160, help="bodies in `bodies` [default: 160]")
     parser.add_argument("--starts", type=int, default=20, help="starts of a run in `start` [default: 20]")
     parser.add_argument("--contestants", default="cdnwarm,nginx-proxy,nginx-lua,go,flask",

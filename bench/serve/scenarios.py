@@ -1,6 +1,7 @@
 """What is measured, and the tables that come of it."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import os
 import pathlib
@@ -42,23 +43,54 @@ class Scenario:
         functions = [(one.name, lambda one=one: self.measure(bench, one)) for one in taking]
         if self.alone and functions:
             functions.append(("curl", lambda: _curl(bench, self.alone == "https")))
-        return bench.each_run(functions)
+        return bench.by_turns(bench.arguments.runs, functions)
+
+    @staticmethod
+    def turns(arguments):
+        """How it was measured, in words."""
+        return f"{arguments.runs} runs by turns; median (lowest to highest)"
 
 
-def _load(name):
-    title, kind, options, tls = LOADS[name]
+class Load:
+    """One table of pushes. All contestants run at once, and get their loads in short slices by turns: a neighbour of the
+    machine's comes and goes within seconds, and so meets all alike."""
 
-    def measure(bench, contestant):
-        running = contestant.running(bench.stage, bench.fresh(contestant.name), kind + ("-h2c" if "streams" in options else ""), tls)
-        with running as process:
-            told = bench.stage.push(contestant.address, kind, pids=_tree(process.popen.pid), tls=tls,
-                                    warm_up=1, seconds=bench.arguments.seconds, **options)
-        return {key: told[key] for key, *_ in PUSHES}
+    columns = PUSHES
 
-    def takes(contestant):
-        return (contestant.speaks_h2c or "streams" not in options) and (contestant.speaks_tls or not tls)
+    def __init__(self, title, kind, options, tls):
+        self.title, self.kind, self.options, self.tls = title, kind, options, tls
 
-    return Scenario(title, PUSHES, measure, takes)
+    def run(self, bench):
+        """Figures by contestant, a sample for each slice of each run."""
+        measured = {}
+        for _ in range(bench.arguments.runs):
+            with contextlib.ExitStack() as running:
+                functions = [(one.name, self._start(bench, one, running)) for one in bench.contestants if self._takes(one)]
+                for name, samples in bench.by_turns(bench.arguments.slices, functions).items():
+                    measured.setdefault(name, []).extend(samples)
+        return measured
+
+    @staticmethod
+    def turns(arguments):
+        """How it was measured, in words."""
+        return (f"{arguments.runs} starts, {arguments.slices} slices of {arguments.seconds} s each by turns; median (quartiles), "
+                "and of ratios where the median is with 95 %")
+
+    def _takes(self, contestant):
+        return (contestant.speaks_h2c or "streams" not in self.options) and (contestant.speaks_tls or not self.tls)
+
+    def _start(self, bench, contestant, running):
+        """Starts it until `running` ends, and lets it get warm. Gives what measures a slice."""
+        kind = self.kind + ("-h2c" if "streams" in self.options else "")
+        process = running.enter_context(contestant.running(bench.stage, bench.fresh(contestant.name), kind, self.tls))
+
+        def load(warm_up, seconds):
+            told = bench.stage.push(contestant.address, self.kind, pids=_tree(process.popen.pid), tls=self.tls, warm_up=warm_up,
+                                    seconds=seconds, **self.options)
+            return {key: told[key] for key, *_ in PUSHES}
+
+        load(0.5, 0.5)
+        return lambda: load(0.15, bench.arguments.seconds)
 
 
 def _bodies(tls):
@@ -79,7 +111,7 @@ def _bodies(tls):
 def _curl(bench, tls):
     """The same bodies by 16 curls, each one after the other over one connection."""
     stage, each = bench.stage, max(1, bench.arguments.bodies // 16)
-    port = stage.tls_port if tls else stage.port
+    port = stage.edge_port("big", tls)
     url = f"{'https' if tls else 'http'}://{HOST}:{port}/big/[1-{each}]"
     command = ["curl", "--silent", "--fail", "--cacert", str(stage.work / "ca.pem"), "--resolve",
                f"{HOST}:{port}:127.0.0.1", url, "--output", "/dev/null"]
@@ -159,7 +191,7 @@ def _most_mib(meter):
 
 
 ALL = {
-    **{name: _load(name) for name in LOADS},
+    **{name: Load(*load) for name, load in LOADS.items()},
     "bodies": _bodies(tls=False),
     "bodies-https": _bodies(tls=True),
     "memory": Scenario("Resident memory",

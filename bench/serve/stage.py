@@ -57,7 +57,7 @@ _ORIGIN = """
   }}
 """
 
-# Under /hit/ and /big/ all URLs are one object, under /miss/ each is its own.
+# Under /hit/ and /big/ all URLs are one object, under /miss/ each is its own. `folder` is the edge's own.
 _EDGE = """
   upstream origin {{ server 127.0.0.1:{origin}; keepalive 256; }}
   proxy_cache_path {folder}/cache keys_zone=edge:64m max_size=512m inactive=60s;
@@ -98,7 +98,9 @@ class Stage:
     def __init__(self, work, logs, tools):
         self.work, self.logs = work, logs
         self.load = tools / "push-load"
-        self.origin_port, self.port, self.tls_port = free_port(), free_port(), free_port()
+        self.origin_port = free_port()
+        # By whether it is the one for bodies, and over TLS.
+        self._edge_ports = {(is_big, tls): free_port() for is_big in (False, True) for tls in (False, True)}
         # In memory where that can be: a disk is not what is measured.
         memory = pathlib.Path("/dev/shm")
         self.folder = (memory if memory.is_dir() else work) / f"cdnwarm-bench-serve-{os.getpid()}"
@@ -115,16 +117,25 @@ class Stage:
         self._keys(objects / "certs")
         self._certificates()
         origin = _ORIGIN.format(folder=self.folder, port=self.origin_port)
-        edge = _EDGE.format(folder=self.folder, work=self.work, port=self.port, tls_port=self.tls_port,
-                            origin=self.origin_port)
         self._running.enter_context(nginx("origin", self.folder / "origin", 1, origin))
-        self._running.enter_context(nginx("edge", self.folder / "edge", 1, edge))
-        for path in ("/hit/x", "/big/x"):
-            wait_until(f"the edge has {path}", lambda: self._is_hit(path), 30)
+        # To encrypt bodies takes as much as to read them: they come from an edge that may use all cores.
+        self._start_edge("edge", "hit", 1)
+        self._start_edge("edge-of-bodies", "big", "auto")
         return self
 
     def __exit__(self, *error):
         self._running.__exit__(*error)
+
+    def edge_port(self, kind, tls):
+        """Where the edge listens that has URLs of this kind."""
+        return self._edge_ports[kind == "big", tls]
+
+    def _start_edge(self, name, kind, workers):
+        folder = self.folder / name
+        edge = _EDGE.format(folder=folder, work=self.work, port=self.edge_port(kind, False),
+                            tls_port=self.edge_port(kind, True), origin=self.origin_port)
+        self._running.enter_context(nginx(name, folder, workers, edge))
+        wait_until(f"the {name} has its object", lambda: self._is_hit(kind), 30)
 
     @property
     def certs_url(self):
@@ -144,9 +155,9 @@ class Stage:
             raise Failure(f"pushes were answered {told['statuses']}")
         return told
 
-    def _is_hit(self, path):
+    def _is_hit(self, kind):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.edge_port(kind, False)}/{kind}/x", timeout=20) as answer:
                 answer.read()
                 return answer.headers["X-Cache-Status"] == "HIT"
         except OSError:
