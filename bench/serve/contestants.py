@@ -70,7 +70,7 @@ class Cdnwarm(Contestant):
                    "--push-service-account", ACCOUNT, "--push-jwks-url", stage.certs_url, "--region", "bench",
                    "--connect-to", f"{HOST}=127.0.0.1:{edge}", "--cache-status-header", "x-cache-status",
                    "--metrics-addr", f"127.0.0.1:{free_port()}", *self.options]
-        environment = {"SSL_CERT_FILE": str(stage.work / "ca.pem"), "GCE_METADATA_HOST": "127.0.0.1:1"}
+        environment = {"SSL_CERT_FILE": str(stage.roots), "GCE_METADATA_HOST": "127.0.0.1:1"}
         return Process(self.name, command, folder / "output.log", environment)
 
     def answers(self):
@@ -107,7 +107,7 @@ class Proxy(Contestant):
       proxy_ssl_name {HOST};
       proxy_ssl_server_name on;
       proxy_ssl_verify on;
-      proxy_ssl_trusted_certificate {stage.work}/ca.pem;
+      proxy_ssl_trusted_certificate {stage.roots};
       proxy_pass {scheme}://edge/{kind.removesuffix('-h2c')}/$request_id;
     }}
   }}""")
@@ -118,7 +118,7 @@ class Lua(Contestant):
 
     def launch(self, stage, folder, kind, tls):
         return nginx(self.name, folder, "auto", f"""
-  lua_ssl_trusted_certificate {stage.work}/ca.pem;
+  lua_ssl_trusted_certificate {stage.roots};
   lua_ssl_verify_depth 2;
   lua_socket_log_errors off;
   server {{
@@ -139,7 +139,7 @@ class Go(Contestant):
 
     def launch(self, stage, folder, kind, tls):
         edge = stage.edge_port(kind, tls)
-        return Process(self.name, [self.binary, self.address, f"127.0.0.1:{edge}", stage.work / "ca.pem"],
+        return Process(self.name, [self.binary, self.address, f"127.0.0.1:{edge}", stage.roots],
                        folder / "output.log")
 
 

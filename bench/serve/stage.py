@@ -21,6 +21,7 @@ AUDIENCE, ACCOUNT = "https://push.example.com/", "push@bench.iam.gserviceaccount
 SMALL_BYTES = 1000
 BIG_MIB = 100
 NGINX = "/usr/sbin/nginx"
+SYSTEM_ROOTS = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
 
 # What all instances of nginx share: nothing in the file system but the folder of this run.
 _NGINX = """daemon off;
@@ -57,13 +58,14 @@ _ORIGIN = """
   }}
 """
 
-# Under /hit/ and /big/ all URLs are one object, under /miss/ each is its own. `folder` is the edge's own.
+# Each worker gets its share of connections. Under /hit/ and /big/ all URLs are one object, under /miss/ each is its own;
+# `folder` is the edge's own.
 _EDGE = """
   upstream origin {{ server 127.0.0.1:{origin}; keepalive 256; }}
   proxy_cache_path {folder}/cache keys_zone=edge:64m max_size=512m inactive=60s;
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
-    listen 127.0.0.1:{tls_port} ssl backlog=4096;
+    listen 127.0.0.1:{port} backlog=4096 reuseport;
+    listen 127.0.0.1:{tls_port} ssl backlog=4096 reuseport;
     ssl_certificate {work}/edge.pem;
     ssl_certificate_key {work}/edge.key;
     ssl_session_cache shared:tls:1m;
@@ -138,6 +140,11 @@ class Stage:
         wait_until(f"the {name} has its object", lambda: self._is_hit(kind), 30)
 
     @property
+    def roots(self):
+        """The CA certificates that contestants trust."""
+        return self.work / "roots.pem"
+
+    @property
     def certs_url(self):
         """Where the keys of the tokens are."""
         return f"http://127.0.0.1:{self.origin_port}/certs"
@@ -181,8 +188,14 @@ class Stage:
         (self.work / "token").write_text(f"{text}.{_part(signature)}")
 
     def _certificates(self):
-        """A CA of this bench's own, and the edge's certificate by it."""
+        """A CA of this bench's own, the edge's certificate by it, and the CA among those of the system."""
         ca, key, edge = (self.work / name for name in ("ca.pem", "ca.key", "edge.pem"))
+        self._make_certificates(ca, key, edge)
+        # As many as there are where it is in earnest: each start reads them.
+        system = SYSTEM_ROOTS.read_text() if SYSTEM_ROOTS.exists() else ""
+        self.roots.write_text(ca.read_text() + system)
+
+    def _make_certificates(self, ca, key, edge):
         if edge.exists():
             return
         new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650"]
