@@ -565,8 +565,7 @@ def holds(kind, folder, binary):
         run.every_kind()
         run.expiry()
         run.versions()
-        if kind in (Nginx, Varnish):
-            run.advice()
+        run.advice()
         if kind is Nginx:
             run.silence()
     except (Failure, FileNotFoundError, subprocess.SubprocessError) as error:
