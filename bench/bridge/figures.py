@@ -51,8 +51,7 @@ def moment_of(samples, before, count):
 
 
 def table(results, columns):
-    """A Markdown table with a row a contestant: the median, and the lowest and highest of more than one run, of many the
-    quartiles."""
+    """A Markdown table with a row a contestant: the median, and of more than one run what `spread` says."""
     lines = ["| | runs | " + " | ".join(heading for _, heading, _ in columns) + " |",
              "|---|---|" + "---|" * len(columns)]
     for name, runs in results.items():
@@ -75,6 +74,11 @@ def ratios(results, key, subjects, yardsticks):
                 for yardstick in yardsticks if yardstick in medians and yardstick != subject)
             for subject in subjects if subject in medians]
     return "\n".join(row for row in rows if not row.endswith(": "))
+
+
+def spread(count):
+    """What stands beside the median of so many samples."""
+    return "quartiles" if count >= MANY else "lowest to highest"
 
 
 def _cell(values, decimals):

@@ -107,7 +107,7 @@ def report(name, bench, results):
     step(f"scenario {name}")
     measured = scenario.run(bench)
     print(f"\n### {scenario.title}\n\n{results['machine']['summary']}; Kafka {results['kafka']}; "
-          f"{bench.records:,} records; median (lowest to highest)\n")
+          f"{bench.records:,} records; median ({figures.spread(bench.runs)})\n")
     for title, columns, names in scenario.tables(measured):
         rows = {name: measured[name] for name in names if name in measured}
         if rows:

@@ -18,7 +18,7 @@ from stage import PROJECT, Failure, Stage, build_tools
 
 # From ../bridge, where `stage` looks too.
 import figures
-from machine import by_turns, machine, step
+from machine import machine, step
 
 
 class Bench:
@@ -40,10 +40,6 @@ class Bench:
         """A folder that was not used before."""
         self._folders += 1
         return self.logs / f"{self._folders:03}-{name}"
-
-    def by_turns(self, times, functions):
-        """Calls each function so many times, by turns."""
-        return by_turns(times, functions, Failure)
 
 
 def main():

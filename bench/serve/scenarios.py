@@ -11,6 +11,9 @@ import time
 
 from stage import BIG_MIB, HOST, Failure
 
+# From ../bridge, where `stage` looks too.
+import figures
+from machine import by_turns
 from processes import Meter, usage, wait_until
 
 PUSHES = [
@@ -43,12 +46,12 @@ class Scenario:
         functions = [(one.name, lambda one=one: self.measure(bench, one)) for one in taking]
         if self.alone and functions:
             functions.append(("curl", lambda: _curl(bench, self.alone == "https")))
-        return bench.by_turns(bench.arguments.runs, functions)
+        return by_turns(bench.arguments.runs, functions, Failure)
 
     @staticmethod
     def turns(arguments):
         """How it was measured, in words."""
-        return f"{arguments.runs} runs by turns; median (lowest to highest)"
+        return f"{arguments.runs} runs by turns; median ({figures.spread(arguments.runs)})"
 
 
 class Load:
@@ -66,15 +69,15 @@ class Load:
         for _ in range(bench.arguments.runs):
             with contextlib.ExitStack() as running:
                 functions = [(one.name, self._start(bench, one, running)) for one in bench.contestants if self._takes(one)]
-                for name, samples in bench.by_turns(bench.arguments.slices, functions).items():
+                for name, samples in by_turns(bench.arguments.slices, functions, Failure).items():
                     measured.setdefault(name, []).extend(samples)
         return measured
 
     @staticmethod
     def turns(arguments):
         """How it was measured, in words."""
-        return (f"{arguments.runs} starts, {arguments.slices} slices of {arguments.seconds} s each by turns; median (quartiles), "
-                "and of ratios where the median is with 95 %")
+        spread = figures.spread(arguments.runs * arguments.slices)
+        return f"{arguments.runs} starts with {arguments.slices} slices of {arguments.seconds} s each by turns; median ({spread})"
 
     def _takes(self, contestant):
         return (contestant.speaks_h2c or "streams" not in self.options) and (contestant.speaks_tls or not self.tls)
