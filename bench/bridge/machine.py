@@ -42,4 +42,5 @@ def by_turns(runs, functions, failure):
 def _short(result):
     if "failed" in result:
         return f"failed: {result['failed'][:600]}"
-    return ", ".join(f"{key} {value:,.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items())
+    return ", ".join(f"{key} {value:,.2f}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in result.items() if not isinstance(value, dict))

@@ -36,6 +36,7 @@ class Bench:
         chosen = arguments.contestants.split(",")
         if unknown := set(chosen) - set(every) - {"raw"}:
             raise SystemExit(f"no such contestants: {', '.join(sorted(unknown))}; there are {', '.join(every)}, raw")
+        self.every = every
         self.contestants = [every[name] for name in chosen if name != "raw"]
         self.static = every["cdnwarm-static"]
         self.raw = Raw() if "raw" in chosen else None
@@ -48,7 +49,10 @@ class Bench:
         step("building and fetching what is missing")
         tools = self.arguments.tools or build_tools(["raw-consume"] if self.raw else [])
         self.sink_binary = tools / "null-pubsub"
-        for contestant in self.contestants:
+        needed = {contestant.name: contestant for contestant in self.contestants}
+        if "pairs" in self.arguments.scenario:
+            needed |= {name: self.every[name] for name in ("go", "cdnwarm")}
+        for contestant in needed.values():
             contestant.prepare(self.work)
         if self.raw:
             self.raw.folder = tools
@@ -61,6 +65,10 @@ class Bench:
         if sum(offsets) != self.records:
             raise Failure(f"the topic has {sum(offsets)} records, not {self.records}")
         self.kafka.warm_up(self.topic)
+
+    def contestant(self, name):
+        """The one of that name, whether it was chosen or not."""
+        return self.every[name]
 
     def fresh(self, what):
         """A name that was not used before, for a group, a topic or a file."""
@@ -115,6 +123,8 @@ def report(name, bench, results):
     for key, text, subjects, yardsticks in scenario.ratios(measured):
         if lines := figures.ratios(measured, key, subjects, yardsticks):
             print(f"{text}\n\n{lines}\n")
+    if scenario.more:
+        print(f"{scenario.more(measured)}\n")
     sys.stdout.flush()
     return measured
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 import figures
+import pairs
 from figures import BRIDGE_COLUMNS
 from processes import Failure, Meter, Process, usage, wait_until
 from stage import Sink
@@ -25,6 +26,11 @@ RAW_CONSUME_COLUMNS = [
     ("first_message_s", "first message s", 2),
 ]
 RAW_PUBLISH_COLUMNS = [("messages_per_s", "messages/s", 0), ("cpu_s_per_million", "CPU s per 1 M", 2)]
+PAIR_COLUMNS = [
+    ("ratio", "steady, of go's", 2), ("from_start_ratio", "from start, of go's", 2), ("steady_per_s", "steady records/s", 0),
+    ("go_per_s", "go's", 0), ("cpu_s_per_million", "CPU s per 1 M", 2), ("go_cpu_s_per_million", "go's", 2),
+    ("rss_peak_mib", "RSS peak MiB", 0), ("idle_cpu_s", "machine idle, CPU s", 2),
+]
 YARDSTICKS = ["connect", "python", "go", "consume (poll, tuned)", "consume (poll, defaults)"]
 
 
@@ -39,6 +45,8 @@ class Scenario:
     # (key, text)
     compared: list = field(default_factory=list)
     yardsticks: list = field(default_factory=list)
+    # What else it shows, as text.
+    more: Callable = None
 
     def tables(self, measured):
         """(title, columns, names of rows)"""
@@ -304,6 +312,10 @@ ALL = {
           RAW_CONSUME_COLUMNS, _is_consume),
          ("Publish alone, full batches:", RAW_PUBLISH_COLUMNS, _is_publish)],
         [*_STEADY, ("cpu_s_per_million", "CPU, by the medians:")], YARDSTICKS),
+    "pairs": Scenario(
+        "The bare Go loop, then the bridge, in pairs", pairs.pairs,
+        [("The bridge, and its ratio to the Go loop of its pair:", PAIR_COLUMNS, lambda name: True)],
+        more=pairs.slowest),
     "latency": Scenario("A sink that takes its time for every call", latency,
                         [("Bridges:", BRIDGE_COLUMNS, _is_bridge)], _STEADY, YARDSTICKS),
     "tls": Scenario("SASL_SSL against plain text", tls,

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 
+from allowance import Allowance
 from bench import Bench
 from load import SteadyLoad
 from processes import Failure, say
@@ -15,9 +16,6 @@ from verdict import wait_until_committed, wait_until_delivered
 PARTITIONS = 6
 RECORDS = 500_000
 FAULTS = 100
-DUPLICATES_UNDER = 0.02
-# The short form lasts twenty seconds, of which a single crash is a larger share.
-DUPLICATES_UNDER_SHORT = 0.15
 # Of the short form: longer than a broker's restart takes, so that this alone drops nobody.
 SESSION_MS = 12_000
 # Dealt in rounds, so that even a short run meets every kind of thing that can break.
@@ -76,24 +74,24 @@ def run(options, strategy):
         consumer = {"partition_assignment_strategy": strategy}
         if short:
             consumer.update(session_timeout_ms=SESSION_MS, heartbeat_interval_ms=1000)
-            # A run that is fifty times shorter has that much less between two commits, too: duplicates are a share.
-            consumer.update(auto_commit_interval_ms=200)
         bench.cluster.create_topic("urls", PARTITIONS)
         env = bench.kafka_env("chaos", **consumer)
         for number in range(members):
             arguments = ["--group-instance-id", f"bridge-{number}"] if options.static else []
             bench.member(f"bridge-{number}", env, "urls", arguments).start()
         bench.members[0].wait_until_assigned()
-        Chaos(bench, plan(seed, count, members, short), total).run()
-        settle(bench, total, *((90, DUPLICATES_UNDER_SHORT) if short else (180, DUPLICATES_UNDER)))
+        chaos = Chaos(bench, plan(seed, count, members, short), total, SESSION_MS / 1000 if short else 6)
+        chaos.run()
+        settle(bench, total, 90 if short else 180, chaos.allowance)
         return bench.verdict.print()
 
 
 class Chaos:
     """Carries out the plan: faults begin in its order and may overlap where they strike different things."""
 
-    def __init__(self, bench, faults, total):
+    def __init__(self, bench, faults, total, session_seconds):
         self.bench, self.faults, self.total = bench, faults, total
+        self.allowance = Allowance(session_seconds=session_seconds)
         self.injected = collections.Counter()
         self.busy = set()
         self.changed = threading.Condition()
@@ -105,7 +103,7 @@ class Chaos:
         # Each fault lets the next share go, so that records move from the first fault to the last.
         rate = max(200, share / 1.5)
         with contextlib.ExitStack() as stack:
-            steady = stack.enter_context(SteadyLoad(load, self.total, rate, allowed=share))
+            steady = stack.enter_context(SteadyLoad(load, self.total, rate, share, self.allowance))
             stack.callback(self.wait_for_all)
             for number, fault in enumerate(self.faults, 1):
                 self.pause(fault.pause)
@@ -160,36 +158,51 @@ class Chaos:
 
     def kill(self, fault):
         member = self.bench.members[fault.target]
+        self.allowance.crash(fault.name, time.monotonic())
         member.kill()
         member.start()
 
     def term(self, fault):
         member = self.bench.members[fault.target]
         if member.process.status() is None:
+            # Costs nothing, unless the broker or Pub/Sub does not answer meanwhile.
+            if self.busy & {"wire", "broker", "pubsub"}:
+                self.allowance.crash(f"{fault.name} within another fault", time.monotonic())
             member.stop()
         member.start()
 
     def freeze(self, fault):
         member = self.bench.members[fault.target]
+        self.allowance.cut_off(fault.name, time.monotonic())
         member.freeze()
         time.sleep(fault.seconds)
         member.thaw()
 
     def wire(self, fault):
         proxy = self.bench.proxy
+        held = self.cut_off(fault)
         if fault.detail == "delay":
             proxy.delay(200)
         else:
             getattr(proxy, fault.detail)()
         time.sleep(fault.seconds)
         proxy.pass_on()
+        held[1] = time.monotonic()
 
     def broker(self, fault):
+        held = self.cut_off(fault)
         if fault.detail == "restart":
             self.bench.cluster.stop()
         else:
             self.bench.cluster.crash()
         self.bench.cluster.resume()
+        held[1] = time.monotonic()
+
+    def cut_off(self, fault):
+        """Notes that no member reaches its broker; what it returns takes the end."""
+        now = time.monotonic()
+        self.allowance.cut_off(f"{fault.kind} {fault.name}", now)
+        return self.allowance.hold(now)
 
     def pubsub(self, fault):
         window = {"for_ms": int(fault.seconds * 1000)}
@@ -198,14 +211,17 @@ class Chaos:
         elif fault.detail == "lost_answer":
             # Each is accepted and must be sent again: a duplicate that nobody can avoid, so only one.
             rule = {"kind": "lost_answer", "count": 1, **window}
+            self.allowance.lost_answer(fault.name)
         else:
             rule = status(fault.detail, **window)
+        held = self.allowance.hold(time.monotonic())
         self.bench.sink.faults(rule)
         time.sleep(fault.seconds)
         self.bench.sink.faults()
+        held[1] = time.monotonic()
 
 
-def settle(bench, total, seconds, duplicates_under):
+def settle(bench, total, seconds, allowance):
     """Waits for what is still under way, stops the members, compares."""
     verdict = bench.verdict
     expected = bench.cluster.records("urls")
@@ -218,7 +234,8 @@ def settle(bench, total, seconds, duplicates_under):
     for member in bench.members:
         member.stop()
     bench.ledger.update()
-    verdict.compare(bench.ledger, expected, missing, duplicates_under)
+    verdict.figure("duplicates allowed", allowance.text())
+    verdict.compare(bench.ledger, expected, missing, allowance.records())
     lags = wait_until_committed(bench.cluster, "chaos", 10)
     verdict.check(not lags or missing, f"offsets are not committed to the end: (committed, end) {lags}")
     verdict.figure("members", "; ".join(

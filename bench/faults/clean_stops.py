@@ -38,7 +38,7 @@ def run(options):
         bench.ledger.update()
         verdict = bench.verdict
         verdict.figure("stops", ", ".join(f"{seconds:.1f} s" for _, seconds in member.stops))
-        verdict.compare(bench.ledger, expected, missing, duplicates_under=0)
+        verdict.compare(bench.ledger, expected, missing, allowed_duplicates=0)
         lags = wait_until_committed(bench.cluster, "clean", 10)
         verdict.check(not lags, f"offsets are not committed to the end: (committed, end) {lags}")
         member.check(verdict)

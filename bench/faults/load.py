@@ -60,8 +60,8 @@ class Load:
 class SteadyLoad:
     """Sends on a thread of its own at `rate` records a second, never beyond `allowed`, until `total` are sent."""
 
-    def __init__(self, load, total, rate, allowed=None):
-        self.load, self.total, self.rate = load, total, rate
+    def __init__(self, load, total, rate, allowed=None, allowance=None):
+        self.load, self.total, self.rate, self.allowance = load, total, rate, allowance
         self.allowed = total if allowed is None else allowed
         self.failure = None
         self.stopped = threading.Event()
@@ -93,6 +93,8 @@ class SteadyLoad:
                 count = int(min(due, self.allowed - self.load.sent, self.total - self.load.sent))
                 if count > 0:
                     self.load.send(count)
+                    if self.allowance:
+                        self.allowance.note_sent(time.monotonic(), self.load.sent)
                     due -= count
         except Failure as failure:
             self.failure = failure

@@ -89,8 +89,11 @@ class Verdict:
         if not holds:
             self.violated(text)
 
-    def compare(self, ledger, expected, missing, duplicates_under=None):
-        """Sets side by side: what is missing, what came twice, what came with another value, what Kafka never had."""
+    def compare(self, ledger, expected, missing, allowed_duplicates=None):
+        """Sets side by side: what is missing, what came twice, what came with another value, what Kafka never had.
+
+        `allowed_duplicates` is how many records may have come twice; None is any number.
+        """
         wrong = [place for place, value in expected.items() if ledger.values.get(place, value) != value]
         unknown = [place for place in ledger.count if place not in expected]
         duplicates = ledger.duplicates()
@@ -102,9 +105,8 @@ class Verdict:
                    f"{len(wrong)} records with another value, such as {(wrong + ledger.changed)[:5]}")
         self.check(not unknown, f"{len(unknown)} records that Kafka does not hold, such as {unknown[:5]}")
         self.check(not ledger.strays, f"{len(ledger.strays)} messages without usable coordinates: {ledger.strays[:3]}")
-        if duplicates_under is not None:
-            self.check(duplicates <= duplicates_under * len(expected),
-                       f"{duplicates} duplicates, more than {100 * duplicates_under:g} %")
+        if allowed_duplicates is not None:
+            self.check(duplicates <= allowed_duplicates, f"{duplicates} duplicates, more than {allowed_duplicates}")
 
     def print(self):
         self.figure("duration_s", round(time.monotonic() - self.started, 1))

@@ -162,10 +162,11 @@ class Flask(Contestant):
                        folder / "output.log", {"EDGE": f"127.0.0.1:{stage.edge_port(kind, tls)}"})
 
 
-def every_contestant(binary, options):
-    """All of them by name, the fastest first."""
+def every_contestant(binary, options, before=None):
+    """All of them by name, the fastest first; `before` is an earlier cdnwarm to compare with."""
+    earlier = [Cdnwarm("before", before, options)] if before else []
     return {contestant.name: contestant for contestant in (
-        Cdnwarm("cdnwarm", binary, options), Proxy("nginx-proxy"), Lua("nginx-lua"), Go("go"), Flask("flask"))}
+        Cdnwarm("cdnwarm", binary, options), *earlier, Proxy("nginx-proxy"), Lua("nginx-lua"), Go("go"), Flask("flask"))}
 
 
 def _h2c(kind):

@@ -28,8 +28,8 @@ class Bench:
         self.arguments = arguments
         self.work = arguments.work_dir
         self.logs = self.work / f"run-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        every = every_contestant(arguments.binary.resolve(), arguments.option)
-        chosen = arguments.contestants.split(",")
+        every = every_contestant(arguments.binary.resolve(), arguments.option, arguments.before)
+        chosen = arguments.contestants.split(",") + (["before"] if arguments.before else [])
         if unknown := set(chosen) - set(every):
             raise SystemExit(f"no such contestants: {', '.join(sorted(unknown))}; there are {', '.join(every)}")
         self.contestants = [every[name] for name in chosen]
@@ -87,7 +87,7 @@ def report(name, bench, results):
 
 
 def ratios(measured, key):
-    """The median of cdnwarm's ratios to each other one, each of two neighbours in time, and how sure it is."""
+    """The median of cdnwarm's ratios to each other one, each of two neighbours in time; where the median lies, and all of them."""
     ours = [run.get(key) for run in measured.get("cdnwarm", [])]
     shown = []
     for name, runs in measured.items():
@@ -96,7 +96,8 @@ def ratios(measured, key):
             continue
         each = [our / other for our, other in pairs]
         low, high = figures.median_within(each)
-        shown.append(f"{statistics.median(each):.2f} x {name}" + (f" ({low:.2f} to {high:.2f})" if len(each) > 1 else ""))
+        spread = f" ({low:.2f} to {high:.2f}; all {min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
+        shown.append(f"{statistics.median(each):.2f} x {name}{spread}")
     return ", ".join(shown)
 
 
@@ -112,6 +113,8 @@ def parse():
                         help="comma list [default: %(default)s]")
     parser.add_argument("--binary", type=pathlib.Path, default=PROJECT / "target" / "release" / "cdnwarm",
                         help="the cdnwarm to measure, a release build [default: target/release/cdnwarm]")
+    parser.add_argument("--before", type=pathlib.Path, metavar="BINARY",
+                        help="an earlier cdnwarm, measured beside --binary as the contestant `before`")
     parser.add_argument("--option", action="append", default=[], metavar="ARG",
                         help="one more argument of cdnwarm serve, such as --option=--log-outcomes=off; may be given again")
     parser.add_argument("--tools", type=pathlib.Path, metavar="DIR", help="where push-load is, if it need not be built")
