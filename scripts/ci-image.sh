@@ -87,17 +87,6 @@ check_size() {
     ((bytes <= most_bytes)) || { echo "That is too much." >&2; return 1; }
 }
 
-# What layout.ld lists is where it belongs. Its names change with crates and compilers: where too many have,
-# bench/serve/layout.py makes it anew.
-check_layout() {
-    local bytes
-    bytes=$((16#0$(readelf --section-headers --wide "$root/cdnwarm" |
-        sed -n 's/.* \.text\.serve *PROGBITS *[0-9a-f]* [0-9a-f]* \([0-9a-f]*\) .*/\1/p')))
-    echo "What serve runs has $bytes bytes side by side."
-    ((bytes >= 3 << 20)) || { echo "That is not all of it: bench/serve/layout.py makes layout.ld anew." >&2; return 1; }
-    readelf --dynamic "$root/cdnwarm" | grep -q '(RELR)' || { echo "Its relocations are not packed." >&2; return 1; }
-}
-
 try() {
     "${store[@]}" inspect --type image localhost/cdnwarm >"$work/inspected.json"
     timeout 600 unshare --net --mount --propagation private \
@@ -120,7 +109,6 @@ timed 'the image' build
 container=$("${store[@]}" from localhost/cdnwarm)
 root=$("${store[@]}" mount "$container")
 timed 'its size' check_size
-timed 'its layout' check_layout
 timed 'each role, as Cloud Run would run it' try
 timed 'the same binary as a tarball' check_tarball
 if [[ -n $folder ]]; then
