@@ -3,11 +3,10 @@
 //! `env` reads the kafka-env file, `consumer` is a group member as roles see it and `member` its thread, which reads
 //! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows, knows by its
 //! `lease` that the group still counts it in, and finds its way past what is `broken`; `metrics` is what an operator sees of
-//! it. `admin` looks for a topic and makes it, `batch` writes many records at once and `dead_letter_topic` single ones, `client` hears what librdkafka says on its own
+//! it. `admin` looks for a topic and makes it, `dead_letter_topic` writes single records, `client` hears what librdkafka says on its own
 //! account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
 
 pub(crate) mod admin;
-pub(crate) mod batch;
 mod broken;
 pub(crate) mod client;
 pub(crate) mod consumer;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use memchr::{memchr, memrchr};
 
-use super::outlet::{Outlet, POLL};
+use super::outlet::{Outlet, POLL, Record};
 use crate::request::{MAX_URL_BYTES, WarmRequest};
 
 /// The sample: any of these keys with any of these files.
@@ -33,7 +33,8 @@ const MAX_LINE_BYTES: usize = MAX_URL_BYTES + 1024;
 pub(super) fn sample(count: u64, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
     for _ in 0..count {
         let (key, file) = (fastrand::choice(SAMPLE_KEYS), fastrand::choice(SAMPLE_FILES));
-        outlet.send(key, &format!("{SAMPLE_PREFIX}{}", file.unwrap_or_default()))?;
+        let url = format!("{SAMPLE_PREFIX}{}", file.unwrap_or_default());
+        outlet.send(&[Record { line: 0, key, value: url.as_bytes() }])?;
     }
     Ok(())
 }
@@ -43,43 +44,52 @@ pub(crate) fn sample_urls() -> impl Iterator<Item = String> {
     SAMPLE_FILES.iter().map(|file| format!("{SAMPLE_PREFIX}{file}"))
 }
 
-/// The URLs of the input, one a line. A line that is no URL counts as failed and is named; the others go on.
+/// The input's name in messages.
+pub(super) fn name(path: &Path) -> String {
+    if is_standard_input(path) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+fn is_standard_input(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// Sends the URLs of the input, one a line. A line that is no URL counts as failed and is named; the others go on.
 ///
 /// The input is read on a thread of its own: a quiet pipe must not keep deliveries from being heard, nor a stop.
+///
+/// # Errors
+/// An input that cannot be read, and those of [`Outlet::send`].
 pub(super) fn lines(path: &Path, outlet: &mut Outlet<'_>) -> anyhow::Result<()> {
     let (sender, blocks) = sync_channel(BLOCKS_WAITING);
-    let (name, input) = match path.to_str() {
-        Some("-") => ("standard input".to_owned(), None),
-        _ => (path.display().to_string(), Some(path.to_owned())),
-    };
+    let input = (!is_standard_input(path)).then(|| path.to_owned());
     std::thread::Builder::new()
         .name("input".to_owned())
         .spawn(move || send_blocks(input.as_deref(), &sender))
         .context("starting the thread that reads the input")?;
-    let mut number = 0;
+    let mut line = 0;
     loop {
         let block = match blocks.recv_timeout(POLL) {
-            Ok(block) => block.with_context(|| format!("reading {name}"))?,
+            Ok(block) => block.with_context(|| format!("reading {}", name(path)))?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
                 outlet.wait(Duration::ZERO)?;
                 continue;
             }
         };
-        let mut urls = Vec::new();
-        for line in lines_of(&block) {
-            number += 1;
-            let text = line.trim_ascii();
-            let is_cut = line.len() >= MAX_LINE_BYTES;
-            if (text.is_empty() && !is_cut) || text.starts_with(b"#") {
+        let mut records = Vec::new();
+        for text in lines_of(&block) {
+            line += 1;
+            let value = text.trim_ascii();
+            let is_cut = text.len() >= MAX_LINE_BYTES;
+            if (value.is_empty() && !is_cut) || value.starts_with(b"#") {
                 continue;
             }
-            match WarmRequest::check(text) {
-                Ok(()) => urls.push(text),
-                Err(not_a_request) => outlet.bad_line(&name, number, &not_a_request.reason()),
+            match WarmRequest::check(value) {
+                Ok(()) => records.push(Record { line, key: None, value }),
+                Err(not_a_request) => outlet.bad_line(line, &not_a_request.reason()),
             }
         }
-        outlet.send_all(&urls)?;
+        outlet.send(&records)?;
     }
 }
 

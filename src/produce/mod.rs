@@ -167,7 +167,7 @@ fn produce(
     stop: &CancellationToken,
 ) -> anyhow::Result<Summary> {
     let progress = progress(args);
-    let deliveries = Deliveries::new(args.verbose, progress.clone());
+    let deliveries = Deliveries::new(args.verbose, progress.clone(), args.urls.as_deref().map(input::name));
     let producer: BaseProducer<Deliveries> = config
         .create_with_context(deliveries)
         .with_context(|| format!("making a Kafka producer from {source}"))?;
@@ -189,7 +189,7 @@ fn produce(
             headers.insert(Header { key: name, value: Some(value) })
         })
     });
-    let mut outlet = Outlet::new(&producer, topic, headers, args.rate, stop)?;
+    let mut outlet = Outlet::new(&producer, topic, headers, args.rate, stop);
     let sent = match &args.urls {
         None => input::sample(args.count, &mut outlet),
         Some(path) => input::lines(path, &mut outlet),

@@ -1,4 +1,4 @@
-//! The way out: records to librdkafka's producer, at their pace, and what became of each.
+//! Hands records to librdkafka's producer at the requested rate, and counts and reports their deliveries.
 
 use std::io::{self, Write};
 use std::num::NonZeroU32;
@@ -14,7 +14,6 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::batch::{BatchTopic, is_too_large};
 use crate::kafka::client::ClientEvents;
 
 /// How often a wait looks at deliveries and at whether it is to stop.
@@ -24,12 +23,18 @@ pub(super) const POLL: Duration = Duration::from_millis(50);
 /// goes out together.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
+/// One record to produce.
+pub(super) struct Record<'a> {
+    /// The line of the input that it comes from, counted from 1; 0 where there is no input.
+    pub(super) line: usize,
+    pub(super) key: Option<&'a str>,
+    pub(super) value: &'a [u8],
+}
+
 /// Where records go out.
 pub(super) struct Outlet<'a> {
     producer: &'a BaseProducer<Deliveries>,
     topic: &'a str,
-    /// For records without headers.
-    batches: BatchTopic<'a, Deliveries>,
     headers: Option<OwnedHeaders>,
     pace: Option<Pace>,
     stop: &'a CancellationToken,
@@ -37,52 +42,31 @@ pub(super) struct Outlet<'a> {
 
 impl<'a> Outlet<'a> {
     /// To this topic, each record with these headers.
-    ///
-    /// # Errors
-    /// A name that cannot be a topic's.
     pub(super) fn new(
         producer: &'a BaseProducer<Deliveries>,
         topic: &'a str,
         headers: Option<OwnedHeaders>,
         per_second: Option<NonZeroU32>,
         stop: &'a CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let batches = BatchTopic::new(producer, topic).with_context(|| format!("Kafka topic {topic}"))?;
-        Ok(Self { producer, topic, batches, headers, pace: per_second.map(Pace::new), stop })
+    ) -> Self {
+        Self { producer, topic, headers, pace: per_second.map(Pace::new), stop }
     }
 
-    /// Hands one record over, waiting while the producer's queue is full.
+    /// Hands records over, each when it is due, and waits while the producer's queue is full.
     ///
     /// # Errors
-    /// A record that librdkafka does not take, and a stop.
-    pub(super) fn send(&mut self, key: Option<&str>, value: &str) -> anyhow::Result<()> {
-        self.due(1)?;
-        self.send_alone(key, value.as_bytes())?;
-        self.wait(Duration::ZERO)
-    }
-
-    /// Hands records without keys over, waiting while the producer's queue is full.
-    ///
-    /// # Errors
-    /// A record that librdkafka does not take, and a stop.
-    pub(super) fn send_all(&mut self, values: &[&[u8]]) -> anyhow::Result<()> {
-        let mut rest = values;
+    /// A record that librdkafka rejects for another reason than its size, and a stop.
+    pub(super) fn send(&mut self, records: &[Record<'_>]) -> anyhow::Result<()> {
+        let mut rest = records;
         while !rest.is_empty() {
-            let (mut now, later) = rest.split_at(self.due(rest.len())?);
-            while !now.is_empty() {
-                let sent = if self.headers.is_some() {
-                    self.send_alone(None, now[0])?;
-                    1
-                } else {
-                    let too_large = |value: &[u8], error| self.producer.context().fail(&error, value);
-                    self.batches.send(now, too_large).context("handing records to the producer")?
-                };
-                now = &now[sent..];
-                self.wait(if sent == 0 { SHORTEST_WAIT } else { Duration::ZERO })?;
+            let (now, later) = rest.split_at(self.due(rest.len())?);
+            for record in now {
+                self.send_one(record)?;
             }
+            self.wait(Duration::ZERO)?;
             rest = later;
         }
-        self.wait(Duration::ZERO)
+        Ok(())
     }
 
     /// Waits until a record is due; gives how many of `wanted` are.
@@ -95,19 +79,19 @@ impl<'a> Outlet<'a> {
         }
     }
 
-    fn send_alone(&self, key: Option<&str>, value: &[u8]) -> anyhow::Result<()> {
-        let mut record = BaseRecord::<str, [u8]>::to(self.topic).payload(value);
+    fn send_one(&self, &Record { line, key, value }: &Record<'_>) -> anyhow::Result<()> {
+        let mut record = BaseRecord::<str, [u8], usize>::with_opaque_to(self.topic, line).payload(value);
         record.key = key;
-        record.headers = self.headers.clone();
+        record.headers.clone_from(&self.headers);
         while let Err((error, unsent)) = self.producer.send(record) {
-            if is_too_large(&error) {
-                self.producer.context().fail(&error, value);
-                return Ok(());
+            match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::QueueFull) => self.wait(SHORTEST_WAIT)?,
+                Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                    self.producer.context().fail(&error, line, value);
+                    return Ok(());
+                }
+                _ => return Err(error).context("handing a record to the producer"),
             }
-            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
-                return Err(error).context("handing a record to the producer");
-            }
-            self.wait(SHORTEST_WAIT)?;
             record = unsent;
         }
         Ok(())
@@ -124,10 +108,8 @@ impl<'a> Outlet<'a> {
     }
 
     /// Counts a line that is no URL as failed, and names it.
-    pub(super) fn bad_line(&self, name: &str, number: u64, reason: &str) {
-        let deliveries = self.producer.context();
-        deliveries.failed.fetch_add(1, Ordering::Relaxed);
-        deliveries.progress.suspend(|| eprintln!("{name}:{number}: {reason}"));
+    pub(super) fn bad_line(&self, line: usize, reason: &str) {
+        self.producer.context().fail_with(line, reason);
     }
 }
 
@@ -194,17 +176,21 @@ pub(super) struct Deliveries {
     delivered: AtomicU64,
     failed: AtomicU64,
     progress: ProgressBar,
+    /// The input's name, where records come from one.
+    input: Option<String>,
     events: ClientEvents,
 }
 
 impl Deliveries {
-    pub(super) fn new(verbose: bool, progress: ProgressBar) -> Self {
+    /// Counts deliveries. `input` is the name of the input in messages about its lines; `verbose` prints each delivery.
+    pub(super) fn new(verbose: bool, progress: ProgressBar, input: Option<String>) -> Self {
         Self {
             closed: AtomicBool::new(false),
             verbose,
             delivered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             progress,
+            input,
             events: ClientEvents::default(),
         }
     }
@@ -213,11 +199,19 @@ impl Deliveries {
         &self.events
     }
 
-    /// Counts a record as failed, and names it.
-    fn fail(&self, error: &KafkaError, value: &[u8]) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
+    /// Counts a record as failed, and reports it with its value.
+    fn fail(&self, error: &KafkaError, line: usize, value: &[u8]) {
         let value = String::from_utf8_lossy(value);
-        self.progress.suspend(|| eprintln!("ERROR: Message failed delivery: {error}: {value}"));
+        self.fail_with(line, &format!("ERROR: Message failed delivery: {error}: {value}"));
+    }
+
+    /// Counts a line as failed, and reports why with the name of the input and the line's number.
+    fn fail_with(&self, line: usize, reason: &str) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.progress.suspend(|| match &self.input {
+            Some(input) => eprintln!("{input}:{line}: {reason}"),
+            None => eprintln!("{reason}"),
+        });
     }
 
     /// How many records it is known of what became of them.
@@ -243,9 +237,10 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    /// The record's line of the input.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, line: usize) {
         if self.closed.load(Ordering::Relaxed) {
             return;
         }
@@ -263,7 +258,7 @@ impl ProducerContext for Deliveries {
                     });
                 }
             }
-            Err((error, message)) => self.fail(error, message.payload().unwrap_or_default()),
+            Err((error, message)) => self.fail(error, line, message.payload().unwrap_or_default()),
         }
     }
 }

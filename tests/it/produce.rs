@@ -60,7 +60,8 @@ async fn what_cannot_be_produced_is_named_and_the_rest_arrives() {
         assert!(text.contains("1497 records delivered") && text.contains("3 failed"), "{text}");
         assert!(text.contains(&format!("{file}:8: malformed data")), "{text}");
         assert!(text.contains(&format!("{file}:1401: host")), "{text}");
-        assert!(text.contains("ERROR: Message failed delivery") && text.contains("/long?xxx"), "{text}");
+        let failed = format!("{file}:701: ERROR: Message failed delivery");
+        assert!(text.contains(&failed) && text.contains("/long?xxx"), "{text}");
     }
     assert_eq!(count(&kafka), 2 * 1_497);
 }
