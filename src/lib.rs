@@ -13,7 +13,8 @@
 //! # Imports point one way
 //!
 //! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `setup`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
-//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `usage`). Roles do not import roles, except `demo`,
+//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `usage`,
+//! `adaptive_limit`). Roles do not import roles, except `demo`,
 //! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
 //!
 //! # Invariants
@@ -26,6 +27,7 @@
 //! - Every queue has a bound, and the bound is ours.
 //! - `bridge` never looks inside a value, but for what decides whether it may be packed.
 
+mod adaptive_limit;
 mod bridge;
 mod check;
 pub mod cli;

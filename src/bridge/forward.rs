@@ -8,22 +8,23 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::{join, join_all};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::batch::Batch;
 use super::dead_letter::DeadLetters;
 use super::held::{Held, Place};
 use super::letter::{Reason, Undeliverable, record_of};
-use super::limit::CallLimit;
 use super::metrics::{BridgeMetrics, InFlight, Published};
 use super::parts::{Parts, unpack};
 use super::retry::{CALL_LIMIT, Fate, advice, call_limit, delays, fate};
+use crate::adaptive_limit::{AdaptiveLimit, Settings};
 use crate::kafka::consumer::{Consumer, Done};
 use crate::pubsub::{Publish, Request, TopicName};
 use crate::telemetry::health::Condition;
@@ -53,7 +54,7 @@ pub(super) struct Forwarder<P> {
     done: Done,
     metrics: BridgeMetrics,
     alarm: Alarm,
-    limit: Mutex<CallLimit>,
+    limit: Mutex<AdaptiveLimit>,
     parts: Semaphore,
     held: Held,
     /// Notified whenever a call is accepted.
@@ -91,7 +92,7 @@ impl<P: Publish> Forwarder<P> {
             done,
             alarm: Alarm { state: Mutex::default(), metrics: metrics.clone(), health },
             metrics,
-            limit: Mutex::new(CallLimit::new()),
+            limit: Mutex::new(AdaptiveLimit::new(&Settings::PUBLISH)),
             parts: Semaphore::new(PARTS_AT_ONCE),
             held: Held::default(),
             answered: Notify::new(),
@@ -147,7 +148,7 @@ impl<P: Publish> Forwarder<P> {
 
     /// Tells what is in flight, and whether another batch may be.
     fn has_room(&self) -> bool {
-        let calls_limit = self.limit().calls();
+        let calls_limit = self.limit().get();
         let records = self.done.uncommittable();
         let (calls, bytes) = (self.calls.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
         self.metrics.in_flight(InFlight {
@@ -271,7 +272,7 @@ impl<P: Publish> Forwarder<P> {
                 Ok(()) => {
                     let latency = started.elapsed();
                     if let Some(calls) = calls {
-                        self.limit().accepted(latency, calls, Instant::now());
+                        self.limit().record_answer(latency, calls, Instant::now());
                     }
                     self.metrics.published(Published {
                         records: call.records,
@@ -295,14 +296,12 @@ impl<P: Publish> Forwarder<P> {
                 return Err(status);
             }
             if fate == Fate::Overloaded {
-                self.limit().overloaded(Instant::now());
+                self.limit().record_overload(Instant::now());
             }
             if status.code() == Code::DeadlineExceeded {
                 unanswered += 1;
             }
-            if place.is_none()
-                && failing_since.get_or_insert_with(tokio::time::Instant::now).elapsed() >= OUTAGE
-            {
+            if place.is_none() && failing_since.get_or_insert_with(Instant::now).elapsed() >= OUTAGE {
                 place = Some(self.held.join(number, call.records));
             }
             self.alarm.raise(&status, fate);
@@ -336,7 +335,7 @@ impl<P: Publish> Forwarder<P> {
         self.dead_letters.send(letter).await;
     }
 
-    fn limit(&self) -> std::sync::MutexGuard<'_, CallLimit> {
+    fn limit(&self) -> std::sync::MutexGuard<'_, AdaptiveLimit> {
         self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -358,9 +357,9 @@ struct Alarm {
 #[derive(Default)]
 struct AlarmState {
     /// Since when no call was accepted.
-    raised: Option<tokio::time::Instant>,
+    raised: Option<Instant>,
     /// Kept over the end of a failure: one that comes and goes is told once in a while, too.
-    logged: Option<(Code, tokio::time::Instant)>,
+    logged: Option<(Code, Instant)>,
     /// Whether somebody was told, or asked, about this failure in a way that its end is worth a line.
     serious: bool,
 }
@@ -368,7 +367,7 @@ struct AlarmState {
 impl Alarm {
     fn raise(&self, status: &Status, fate: Fate) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let (code, text) = (status.code(), status.message());
         let since = *state.raised.get_or_insert(now);
         if fate == Fate::Held || now - since >= TROUBLE_AFTER {
@@ -535,7 +534,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn once_pubsub_is_back_all_that_waits_tries_at_once() {
-        let (started, accepted) = (tokio::time::Instant::now(), Arc::new(Mutex::new(Vec::new())));
+        let (started, accepted) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
         let times = accepted.clone();
         let stand = Stand::new(move |_, _: &[PubsubMessage]| {
             let now = started.elapsed();
@@ -555,7 +554,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_held_is_delivered_from_the_oldest_on() {
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let away = move |_, _: &[PubsubMessage]| {
             if started.elapsed() < Duration::from_secs(10) { Code::Unavailable } else { Code::Ok }
         };

@@ -2,7 +2,7 @@
 //! response headers say how warm the edge is.
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1` (with `framing`), `tls`,
+//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `adaptive_limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1` (with `framing`), `tls`,
 //! `connect` and `names` ask, `deadline` says how long, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
@@ -24,7 +24,6 @@ mod framing;
 mod guard;
 mod hosts;
 mod http1;
-mod limit;
 mod look;
 mod names;
 mod range;

@@ -17,7 +17,7 @@ use url::{Position, Url};
 
 use super::breaker::{Admission, Breaker};
 use super::deadline::Deadline;
-use super::limit::Limit;
+use crate::adaptive_limit::{AdaptiveLimit, Settings};
 use crate::verdict::{Failure, Verdict};
 
 /// Hosts that are known at once; the one not asked for the longest leaves first.
@@ -61,7 +61,7 @@ struct Host<C> {
 }
 
 struct State {
-    limit: Limit,
+    limit: AdaptiveLimit,
     breaker: Breaker,
     /// Permits that there are; follows the limit, downwards as they come back.
     places: usize,
@@ -146,8 +146,8 @@ impl<C: Send + Sync + 'static> Turns<C> {
 
 impl<C: Send + Sync + 'static> Host<C> {
     fn new(client: C) -> Self {
-        let limit = Limit::new();
-        let places = limit.places();
+        let limit = AdaptiveLimit::new(&Settings::HOST);
+        let places = limit.get();
         let state = State {
             limit,
             breaker: Breaker::default(),
@@ -169,7 +169,7 @@ impl<C: Send + Sync + 'static> Host<C> {
         let (state, now) = (self.state(), Instant::now());
         HostState {
             host: host_of(key).to_owned(),
-            limit: state.limit.places(),
+            limit: state.limit.get(),
             in_flight: state.places.saturating_sub(self.permits.available_permits()) + state.late,
             waiting: self.waiting.load(Ordering::Relaxed),
             is_circuit_open: state.breaker.is_open(now),
@@ -223,7 +223,7 @@ impl<C: Send + Sync + 'static> Host<C> {
         now: Instant,
     ) -> Result<Option<Turn<C>>, Failure> {
         let mut state = self.state();
-        if state.places > state.limit.places() {
+        if state.places > state.limit.get() {
             state.places -= 1;
             permit.forget();
             return Ok(None);
@@ -248,7 +248,7 @@ impl<C: Send + Sync + 'static> Host<C> {
 
     /// Takes a permit back, or out of the world where there are too many.
     fn take_back(&self, state: &mut State, permit: OwnedSemaphorePermit) {
-        if state.places > state.limit.places() {
+        if state.places > state.limit.get() {
             state.places -= 1;
             permit.forget();
         }
@@ -324,15 +324,15 @@ impl<C: Send + Sync + 'static> Turn<C> {
             state.breaker.succeeded();
         }
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            state.limit.overloaded(now);
+            state.limit.record_overload(now);
             state.pause(retry_after(headers, SystemTime::now()), now);
             return;
         }
         state.pauses = 0;
         state.answered_at = Some(now);
         let under_way = state.places.saturating_sub(self.host.permits.available_permits());
-        state.limit.answered(ttfb, under_way, now);
-        let wanted = state.limit.places();
+        state.limit.record_answer(ttfb, under_way, now);
+        let wanted = state.limit.get();
         if wanted > state.places {
             self.host.permits.add_permits(wanted - state.places);
             state.places = wanted;
@@ -349,7 +349,7 @@ impl<C: Send + Sync + 'static> Turn<C> {
         let (mut state, was_probe) = (self.host.state(), self.was_probe());
         // Where others were answered meanwhile it is this URL that hangs, and not the host.
         if *failure == Failure::FirstByteTimeout && state.answered_at.is_none_or(|at| at < self.began) {
-            state.limit.overloaded(now);
+            state.limit.record_overload(now);
         }
         state.breaker.failed(was_probe, now);
     }

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each top-level module may import of ours; `*` is anything.
-const MAY_IMPORT: [(&str, &[&str]); 21] = [
+const MAY_IMPORT: [(&str, &[&str]); 22] = [
     ("main", &["cdnwarm"]),
     ("lib", &["*"]),
     ("cli", &["bridge", "check", "consume_direct", "demo", "produce", "serve", "setup", "telemetry"]),
-    ("bridge", &["http", "kafka", "pubsub", "telemetry", "usage"]),
+    ("bridge", &["adaptive_limit", "http", "kafka", "pubsub", "telemetry", "usage"]),
     ("serve", &["http", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("check", &["outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("produce", &["kafka", "request", "usage"]),
@@ -18,8 +18,9 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("kafka", &["telemetry"]),
     ("pubsub", &[]),
     ("http", &["telemetry"]),
-    ("warm", &["outcome", "request", "telemetry", "verdict", "version"]),
+    ("warm", &["adaptive_limit", "outcome", "request", "telemetry", "verdict", "version"]),
     ("telemetry", &["outcome", "verdict"]),
+    ("adaptive_limit", &[]),
     ("shutdown", &[]),
     ("request", &["version"]),
     ("outcome", &["shown_url", "verdict"]),
