@@ -14,7 +14,7 @@
 //!
 //! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `setup`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
 //! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `usage`,
-//! `adaptive_limit`). Roles do not import roles, except `demo`,
+//! `adaptive_limit`, `retry`). Roles do not import roles, except `demo`,
 //! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
 //!
 //! # Invariants
@@ -39,6 +39,7 @@ pub mod outcome;
 mod produce;
 mod pubsub;
 pub mod request;
+mod retry;
 mod serve;
 mod setup;
 mod shown_url;

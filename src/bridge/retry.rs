@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use tonic::Code;
+
+use crate::retry::backoff;
 
 /// How long the first try of a call may take; each that follows one without an answer may take twice as long.
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
@@ -69,16 +70,10 @@ fn longest(size_bytes: usize, unanswered: u32) -> Duration {
     (CALL_LIMIT + by_size).saturating_mul(1 << unanswered.min(8)).min(MAX_CALL_LIMIT)
 }
 
-/// Waits between tries: from 50 ms to a second at most, spread so that calls that failed together do not come back
-/// together.
+/// Returns the delays between tries: from 50 ms to a second at most.
 pub(super) fn delays() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        // The jitter adds up to as much again.
-        .with_max_delay(Duration::from_millis(500))
-        .without_max_times()
-        .with_jitter()
-        .build()
+    // The jitter adds up to as much again.
+    backoff(Duration::from_millis(50), Duration::from_millis(500))
 }
 
 #[cfg(test)]

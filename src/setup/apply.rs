@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use backon::BackoffBuilder;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
@@ -106,7 +105,7 @@ async fn one(live: &Live, planned: &Step, adopt: bool) -> anyhow::Result<()> {
         return delete(live, planned).await;
     }
     let deadline = Instant::now() + live.client.retry_for();
-    let mut delays = delays().build();
+    let mut delays = delays();
     // The plan's own look is recent enough for the first try, but not where an earlier step changed what is wanted here.
     let mut now = step(live, planned.resource.clone(), planned.live.clone(), adopt);
     loop {
@@ -150,7 +149,7 @@ async fn act(live: &Live, step: &Step) -> anyhow::Result<()> {
 
 async fn delete(live: &Live, step: &Step) -> anyhow::Result<()> {
     let deadline = Instant::now() + live.client.retry_for();
-    let mut delays = delays().build();
+    let mut delays = delays();
     let mut found = step.live.clone();
     loop {
         // Somebody may have made another of this name since the plan was shown.

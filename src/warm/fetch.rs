@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use backon::{BackoffBuilder, ExponentialBuilder};
 use http::response::Parts;
 use http::{Method, StatusCode, header};
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use super::turns::Turn;
 use super::{Progress, Warmer, milliseconds, range, redirect};
 use crate::outcome::{CacheEvidence, Exchange, shown_url};
 use crate::request::WarmRequest;
+use crate::retry::backoff;
 use crate::verdict::{Failure, Unproven, Verdict};
 use crate::version::Seen;
 
@@ -37,11 +37,7 @@ impl Warmer {
         request: &WarmRequest,
         progress: &mut Progress,
     ) -> Verdict {
-        let mut delays = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_times(ATTEMPTS - 1)
-            .with_jitter()
-            .build();
+        let mut delays = backoff(Duration::from_millis(200), RETRY_WITHIN).take(ATTEMPTS - 1);
         let last = deadline.at().min(Instant::now() + RETRY_WITHIN);
         loop {
             let verdict = self.fetch(deadline, request, progress).await;

@@ -4,23 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each top-level module may import of ours; `*` is anything.
-const MAY_IMPORT: [(&str, &[&str]); 22] = [
+const MAY_IMPORT: [(&str, &[&str]); 23] = [
     ("main", &["cdnwarm"]),
     ("lib", &["*"]),
     ("cli", &["bridge", "check", "consume_direct", "demo", "produce", "serve", "setup", "telemetry"]),
-    ("bridge", &["adaptive_limit", "http", "kafka", "pubsub", "telemetry", "usage"]),
+    ("bridge", &["adaptive_limit", "http", "kafka", "pubsub", "retry", "telemetry", "usage"]),
     ("serve", &["http", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("check", &["outcome", "request", "telemetry", "usage", "verdict", "warm"]),
     ("produce", &["kafka", "request", "usage"]),
     ("consume_direct", &["http", "kafka", "outcome", "request", "telemetry", "usage", "verdict", "warm"]),
-    ("setup", &["kafka", "pubsub", "usage"]),
+    ("setup", &["kafka", "pubsub", "retry", "usage"]),
     ("demo", &["*"]),
     ("kafka", &["telemetry"]),
     ("pubsub", &[]),
     ("http", &["telemetry"]),
-    ("warm", &["adaptive_limit", "outcome", "request", "telemetry", "verdict", "version"]),
+    ("warm", &["adaptive_limit", "outcome", "request", "retry", "telemetry", "verdict", "version"]),
     ("telemetry", &["outcome", "verdict"]),
     ("adaptive_limit", &[]),
+    ("retry", &[]),
     ("shutdown", &[]),
     ("request", &["version"]),
     ("outcome", &["shown_url", "verdict"]),

@@ -1,10 +1,9 @@
 //! One client for all APIs: who calls, where to, and again where an answer was lost or says to come back.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use google_cloud_auth::credentials::impersonated;
 use google_cloud_auth::credentials::{Builder, CacheableResource, Credentials};
 use http::{Extensions, Method, header};
@@ -13,10 +12,13 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::{Api, ApiError, Endpoint};
+use crate::retry::{backoff, retry_after};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// The longest `Retry-After` that is kept to.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// The most of an answer that is read; a page of any list is far below it.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 /// Pages of one list, so that a server that never ends one ends nobody else's patience.
@@ -136,7 +138,7 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Value, ApiError> {
         let deadline = Instant::now() + self.retry_for();
-        let mut delays = delays().build();
+        let mut delays = delays();
         loop {
             match self.call_once(api, method.clone(), path, body).await {
                 Err(error) if error.is_transient() => {
@@ -179,7 +181,8 @@ impl Client {
             request = request.body(body.to_string());
         }
         let mut answer = request.send().await.map_err(|error| no_answer(chain(error.without_url())))?;
-        let (status, retry_after) = (answer.status(), retry_after(&answer));
+        let status = answer.status();
+        let retry_after = retry_after(answer.headers(), SystemTime::now());
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| no_answer(chain(error.without_url())))? {
             if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
@@ -194,7 +197,7 @@ impl Client {
             return serde_json::from_slice(&bytes).map_err(|error| no_answer(format!("no JSON: {error}")));
         }
         let mut error = ApiError::refused(api, &call, status, &bytes);
-        error.retry_after = retry_after;
+        error.retry_after = retry_after.map(|delay| delay.min(MAX_RETRY_AFTER));
         Err(error)
     }
 
@@ -224,24 +227,14 @@ impl Client {
     }
 }
 
-/// How long to wait between tries: from a quarter of a second up to 15 s, each with jitter, without end.
-pub(in crate::setup) fn delays() -> ExponentialBuilder {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(Duration::from_secs(15))
-        .with_jitter()
-        .without_max_times()
+/// Returns the delays between tries: from a quarter of a second up to 15 s, with jitter, without end.
+pub(in crate::setup) fn delays() -> impl Iterator<Item = Duration> {
+    backoff(Duration::from_millis(250), Duration::from_secs(15))
 }
 
 /// What may stand in a query or as one part of a path.
 pub(in crate::setup) fn encoded(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
-}
-
-/// Only the form in seconds, which is what Google sends.
-fn retry_after(answer: &reqwest::Response) -> Option<Duration> {
-    let seconds: u64 = answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(300)))
 }
 
 /// An error with all that caused it; reqwest's own text stops at "error sending request".
