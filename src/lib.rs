@@ -77,6 +77,10 @@ pub fn start(cli: Cli) -> ExitCode {
         eprintln!("cdnwarm: {error:#}");
         return ExitCode::from(2);
     }
+    // A push and its GET take a connection each: more than the common soft limit of 1,024 files allows.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("raising the limit on open files: {error}");
+    }
     let runtime = match runtime(role) {
         Ok(runtime) => runtime,
         Err(error) => {

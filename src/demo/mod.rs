@@ -130,7 +130,6 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         let names = regions.join(", ");
         return Err(UsageError::new(anyhow::anyhow!("--break {broken}: the regions are {names}")).into());
     }
-    allow_many_connections();
     let files = Files::create()?;
     let (sender, outcomes) = mpsc::channel(OUTCOMES_WAITING);
     // The roles stop when the demo is over, not when somebody asks it to stop: it still has to print its table.
@@ -146,13 +145,6 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     roles_stop.cancel();
     parts.ended().await;
     result
-}
-
-/// Every connection has both its ends in this one process; the usual soft limit of 1,024 descriptors is soon met.
-fn allow_many_connections() {
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!("raising the limit of open files: {error}");
-    }
 }
 
 /// Produces the URLs, watches their outcomes, prints the table and judges it.

@@ -231,10 +231,6 @@ fn health(auth: &Auth, stop: &CancellationToken) -> Health {
 /// # Errors
 /// As for binding.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
-    // A connection for each push, and one for each GET: more than the common soft limit of 1,024 files.
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!("raising the limit of open files: {error}");
-    }
     let mut serve = Serve::bind(args, None, stop.clone()).await?;
     // A thread for each core, this one included.
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);

@@ -91,10 +91,6 @@ impl Warmer {
     /// # Errors
     /// Where the system has no CA certificates at all.
     pub(crate) fn new(args: WarmArgs) -> anyhow::Result<Self> {
-        // Two descriptors for each push under way are more than the usual 1,024 have room for.
-        if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-            tracing::debug!("raising the limit on open files: {error}");
-        }
         let (tls, names) = (system_tls_config()?, Names::of_system()?);
         Ok(Self::build(args, tls, |guard, limit| Connector::new(guard, names, limit)))
     }
