@@ -12,8 +12,8 @@ use super::letter::{Undeliverable, as_json, attributes, coordinates};
 use super::message::MAX_MESSAGE_BYTES;
 use super::metrics::{BridgeMetrics, DeadLetterTarget};
 use super::retry::{Fate, call_limit, delays, fate};
-use crate::kafka::Record;
 use crate::kafka::dead_letter_topic::{DeadLetterTopic, NotWritten};
+use crate::kafka::{Record, topic_name};
 use crate::pubsub::{GrpcPublisher, Publish, RequestBuilder, TopicName};
 use crate::telemetry::health::Condition;
 
@@ -39,11 +39,8 @@ impl FromStr for DeadLetterPlace {
         if text.contains('/') {
             return text.parse().map(Self::Pubsub);
         }
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if text.is_empty() || text.len() > 249 || !text.chars().all(allowed) {
-            return Err("neither projects/PROJECT/topics/TOPIC nor the name of a Kafka topic".to_owned());
-        }
-        Ok(Self::Kafka(text.to_owned()))
+        let name = topic_name(text);
+        name.map(Self::Kafka).map_err(|why| format!("not projects/PROJECT/topics/TOPIC; {why}"))
     }
 }
 

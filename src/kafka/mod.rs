@@ -41,7 +41,7 @@ pub(crate) struct KafkaArgs {
     pub(crate) kafka_env: PathBuf,
 
     /// Kafka topic
-    #[arg(value_name = "TOPIC", env = "CDNWARM_KAFKA_TOPIC")]
+    #[arg(value_name = "TOPIC", env = "CDNWARM_KAFKA_TOPIC", value_parser = topic_name)]
     pub(crate) topic: String,
 
     /// Seconds to wait at start for a broker to answer
@@ -103,5 +103,35 @@ impl ConsumerArgs {
             timeout: self.kafka.timeout(),
             source: env.path().display().to_string(),
         })
+    }
+}
+
+/// Parses the name of a Kafka topic: 1 to 249 ASCII letters, digits, `.`, `_` and `-`, and neither `.` nor `..`, as Kafka's
+/// own `Topic.validate` has it.
+///
+/// # Errors
+/// Which names there are.
+pub(crate) fn topic_name(text: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if (1..=249).contains(&text.len()) && text.chars().all(is_allowed) && !matches!(text, "." | "..") {
+        Ok(text.to_owned())
+    } else {
+        Err("a Kafka topic's name has 1 to 249 letters, digits, ., _ and -".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::topic_name;
+
+    #[test]
+    fn topic_names_are_those_that_kafka_allows() {
+        let (longest, too_long) = ("x".repeat(249), "x".repeat(250));
+        for name in ["urls", "a.b_c-D9", "...", longest.as_str()] {
+            assert_eq!(topic_name(name).as_deref(), Ok(name));
+        }
+        for name in ["", ".", "..", "a b", "a/b", "caf\u{e9}", "a\0", too_long.as_str()] {
+            assert!(topic_name(name).is_err(), "{name:?}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! What values of `cdnwarm.toml` may mean together: Google's limits, and the rules that keep a service safe.
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 
 use super::config::{BridgeKind, Config, RegionService};
+use crate::kafka::topic_name;
 use crate::pubsub::TopicName;
 
 /// What the setup decides for `serve`: the first two must fit the service's access, the others its limits.
@@ -73,7 +74,7 @@ pub(super) fn trigger_location(repository: &str) -> anyhow::Result<&str> {
 
 fn topic(project: &str, key: &str, name: &str) -> anyhow::Result<()> {
     let full = format!("projects/{project}/topics/{name}");
-    full.parse::<TopicName>().map(|_| ()).map_err(|why| anyhow::anyhow!("{key}: {why}"))
+    full.parse::<TopicName>().map(|_| ()).map_err(|why| anyhow!("{key}: {why}"))
 }
 
 /// The names that become a part of a path.
@@ -200,6 +201,7 @@ fn check_bridge(config: &Config) -> anyhow::Result<()> {
     let bridge = &config.bridge;
     cpu_and_memory("bridge.cpu", bridge.cpu, bridge.memory_mib)?;
     let kafka = &config.kafka;
+    topic_name(&kafka.topic).map_err(|why| anyhow!("kafka.topic: {:?}: {why}", kafka.topic))?;
     ensure!(
         !kafka.create_topic || kafka.env_file.is_some(),
         "kafka.create-topic needs kafka.env-file, to know how to reach Kafka"
@@ -262,6 +264,7 @@ mod tests {
             ),
             (&format!("{least}[trigger]\nrepository = \"owner/name\"\n"), "trigger.repository"),
             (&format!("{least}[kafka]\ncreate-topic = true\n"), "kafka.create-topic needs kafka.env-file"),
+            (&format!("{least}[kafka]\ntopic = \"a/b\"\n"), "kafka.topic: \"a/b\": a Kafka topic"),
             (&format!("{least}[kafka]\nsecret = \"a/b\"\n"), "kafka.secret: \"a/b\" is no name"),
             (&format!("{least}[push]\nsubscription-prefix = \"a?\"\n"), "push.subscription-prefix: \"a?\""),
             (&format!("{least}[bridge]\nregion = \"\"\n"), "bridge.region: \"\" is no name"),

@@ -58,6 +58,7 @@ async fn arguments_that_cannot_be_meant_end_with_status_2() {
     for (args, expected) in [
         (vec!["serve"], "--insecure-accept-unauthenticated"),
         (vec!["bridge", &env, "urls", "warming_urls"], "projects/PROJECT/topics/TOPIC"),
+        (vec!["produce", &env, "a/b"], "a Kafka topic's name has 1 to 249 letters"),
         (vec!["produce", &env, "urls", "--header", "warm-colour=red"], "unknown option warm-colour"),
         (vec!["produce", &env, "urls", "--urls", "/nonexistent"], "/nonexistent"),
         (vec!["demo", "--break", "mars"], "europe-west1"),
