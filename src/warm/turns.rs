@@ -3,14 +3,13 @@
 //! Each host has a client of its own, and with it its connections: one that is slow or dead holds up nobody else, and a
 //! host that leaves the table takes its idle connections along.
 
-use std::num::NonZero;
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode};
-use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use url::{Position, Url};
@@ -21,8 +20,9 @@ use crate::adaptive_limit::{AdaptiveLimit, Settings};
 use crate::retry::retry_after;
 use crate::verdict::{Failure, Verdict};
 
-/// Hosts that are known at once; the one not asked for the longest leaves first.
-const MAX_HOSTS: NonZero<usize> = NonZero::new(1_024).expect("not zero");
+/// Hosts that are known at once. For a further one, the host leaves that was asked the longest ago, of those without a
+/// request; where every host has a request, the table grows with the requests.
+const MAX_HOSTS: usize = 1_024;
 /// How long a host is known that nobody asks.
 const IDLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// Requests that wait for a turn with one host; further ones are turned away at once. With those under way it is well
@@ -44,7 +44,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// The hosts of one process. `C` is the client that each has for itself.
 pub(super) struct Turns<C> {
     /// By scheme, host and port, as a URL begins.
-    hosts: Mutex<LruCache<Box<str>, Known<C>>>,
+    hosts: Mutex<HashMap<Box<str>, Known<C>>>,
     new_client: Box<dyn Fn() -> C + Send + Sync>,
 }
 
@@ -103,10 +103,7 @@ struct Held {
 
 impl<C: Send + Sync + 'static> Turns<C> {
     pub(super) fn new(new_client: impl Fn() -> C + Send + Sync + 'static) -> Self {
-        // It grows as it is used.
-        let mut hosts = LruCache::unbounded();
-        hosts.resize(MAX_HOSTS);
-        Self { hosts: Mutex::new(hosts), new_client: Box::new(new_client) }
+        Self { hosts: Mutex::default(), new_client: Box::new(new_client) }
     }
 
     /// Waits for a turn with the URL's host, until `deadline` at most.
@@ -131,17 +128,28 @@ impl<C: Send + Sync + 'static> Turns<C> {
             known.asked_at = now;
             return known.host.clone();
         }
-        // The first to go is the one that was not asked for the longest.
-        while hosts.peek_lru().is_some_and(|(_, known)| now.duration_since(known.asked_at) >= IDLE_LIMIT) {
-            hosts.pop_lru();
+        hosts.retain(|_, known| now.duration_since(known.asked_at) < IDLE_LIMIT || known.is_in_use());
+        if hosts.len() >= MAX_HOSTS {
+            let idle = hosts.iter().filter(|(_, known)| !known.is_in_use());
+            if let Some(oldest) = idle.min_by_key(|(_, known)| known.asked_at).map(|(key, _)| key.clone()) {
+                hosts.remove(&oldest);
+            }
         }
         let host = Arc::new(Host::new((self.new_client)()));
-        hosts.put(key.into(), Known { host: host.clone(), asked_at: now });
+        hosts.insert(key.into(), Known { host: host.clone(), asked_at: now });
         host
     }
 
-    fn known(&self) -> MutexGuard<'_, LruCache<Box<str>, Known<C>>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<Box<str>, Known<C>>> {
         lock(&self.hosts)
+    }
+}
+
+impl<C> Known<C> {
+    /// Returns whether a request has, or waits for, a turn with this host.
+    fn is_in_use(&self) -> bool {
+        // Only the table's lock, which the caller holds, lets the count rise from 1.
+        Arc::strong_count(&self.host) > 1
     }
 }
 
@@ -595,8 +603,10 @@ mod tests {
         for n in 0..5_000 {
             turns.take(&url(&format!("https://h{n}.example.com/")), in_seconds(60)).await.ok().unwrap();
         }
-        assert_eq!(turns.states().len(), MAX_HOSTS.get());
-        assert_eq!(turns.states()[0].host, "h4999.example.com");
+        let known = turns.known();
+        assert_eq!(known.len(), MAX_HOSTS);
+        assert!(known.contains_key("https://h4999.example.com"));
+        assert!(!known.contains_key("https://h3975.example.com"), "the oldest went first");
     }
 
     #[tokio::test(start_paused = true)]
@@ -609,11 +619,29 @@ mod tests {
         }
         tokio::time::advance(IDLE_LIMIT / 2).await;
         drop(turns.take(&url("https://c.example.com:8443/"), in_seconds(60)).await.ok().unwrap());
-        let mut known: Vec<_> = turns.states().into_iter().map(|state| state.host).collect();
+        let mut known: Vec<_> = turns.known().keys().map(ToString::to_string).collect();
         known.sort();
-        assert_eq!(known, ["b.example.com", "c.example.com"]);
-        drop(turns.take(&url("https://[::1]/"), in_seconds(60)).await.ok().unwrap());
-        assert_eq!(turns.states()[0].host, "[::1]");
+        assert_eq!(known, ["https://b.example.com", "https://c.example.com:8443"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hosts_with_a_request_never_leave_the_table() {
+        let turns = turns();
+        let name = |n: usize| url(&format!("https://h{n}.example.com/"));
+        let mut held = Vec::new();
+        for n in 0..MAX_HOSTS {
+            held.push(turns.take(&name(n), in_seconds(60)).await.ok().unwrap());
+        }
+        tokio::time::advance(2 * IDLE_LIMIT).await;
+        for n in 0..MAX_HOSTS {
+            drop(turns.take(&name(MAX_HOSTS + n), in_seconds(60)).await.ok().unwrap());
+        }
+        let known = turns.known();
+        assert_eq!(known.len(), MAX_HOSTS + 1, "those with a request, and one without");
+        for (n, turn) in held.iter().enumerate() {
+            let known = &known[&*format!("https://h{n}.example.com")];
+            assert!(Arc::ptr_eq(&known.host, &turn.host));
+        }
     }
 
     #[tokio::test(start_paused = true)]
