@@ -196,7 +196,7 @@ impl Handler {
             Err(not_a_request) => return self.refuse(not_a_request, pushed).await,
         };
         let outcome = self.warm(&request, push, None, self.warmer.deadline()).await;
-        Ok(self.report(outcome, request.url().host_str(), pushed.trace.as_ref()).await)
+        Ok(self.report(outcome, pushed.trace.as_ref()).await)
     }
 
     /// Fetches one URL of a push, unless an earlier delivery of the message did and a GET would change nothing. `line`
@@ -269,8 +269,7 @@ impl Handler {
             Ok(request) => self.warm(request, push, Some(line.id), deadline).await,
             Err(not_a_request) => self.warmer.refused(not_a_request.reason(), line.id, source(push)).await,
         };
-        let host = request.as_ref().ok().and_then(|request| request.url().host_str());
-        self.report(outcome, host, pushed.trace.as_ref()).await
+        self.report(outcome, pushed.trace.as_ref()).await
     }
 
     /// What is not warmed: gone with verdict refused, or, where the data itself is at fault, as the operator wants.
@@ -282,7 +281,7 @@ impl Handler {
             return Err(not_a_request);
         }
         let outcome = self.warmer.refused(reason, id, source(push)).await;
-        Ok(self.report(outcome, None, pushed.trace.as_ref()).await)
+        Ok(self.report(outcome, pushed.trace.as_ref()).await)
     }
 
     /// No message that holds a URL is this large.
@@ -293,14 +292,14 @@ impl Handler {
             return closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason));
         }
         let outcome = self.warmer.refused(reason, String::new(), Source::default()).await;
-        self.report(outcome, None, None).await;
+        self.report(outcome, None).await;
         closing(say(StatusCode::NO_CONTENT, ""))
     }
 
-    /// Tells the outcome; true where a later delivery may go better. `host` is the URL's, where there is one.
-    async fn report(&self, outcome: Box<Outcome>, host: Option<&str>, trace: Option<&Trace<'_>>) -> bool {
+    /// Counts and logs the outcome; true where a later delivery may go better.
+    async fn report(&self, outcome: Box<Outcome>, trace: Option<&Trace<'_>>) -> bool {
         let curable = outcome.verdict.is_curable();
-        self.seen.metrics.outcome(&outcome, host);
+        self.seen.metrics.outcome(&outcome);
         match &self.seen.outcomes {
             None => self.seen.log.log(&outcome, trace),
             // Whoever listened is gone at the end of a demo.

@@ -51,17 +51,19 @@ impl Breaker {
         }
     }
 
-    /// The host answered, and not with a failure of its own.
-    pub(super) fn succeeded(&mut self) {
-        *self = Self::default();
+    /// Records that the host answered, and not with a failure of its own. Returns whether that closed the circuit.
+    pub(super) fn succeeded(&mut self) -> bool {
+        std::mem::take(self).open.is_some()
     }
 
-    /// The host did not answer, or with a failure of its own.
-    pub(super) fn failed(&mut self, was_probe: bool, now: Instant) {
+    /// Records that the host did not answer, or with a failure of its own. Returns whether that opened the circuit, which a
+    /// failed probe does not: it was open.
+    pub(super) fn failed(&mut self, was_probe: bool, now: Instant) -> bool {
         self.failures = self.failures.saturating_add(1);
         match &mut self.open {
             None if self.failures >= FAILURES => {
                 self.open = Some(Open { until: now + OPEN, lasts: OPEN, probing: false });
+                return true;
             }
             Some(open) if was_probe => {
                 open.lasts = (open.lasts * 2).min(MAX_OPEN);
@@ -71,6 +73,7 @@ impl Breaker {
             // Of requests that were under way when it opened nothing new is learnt.
             _ => {}
         }
+        false
     }
 
     /// A probe ended without telling anything: the next request is the probe.
@@ -89,7 +92,8 @@ mod tests {
         let mut breaker = Breaker::default();
         for _ in 0..FAILURES {
             assert_eq!(breaker.admit(now), Admission::Yes);
-            breaker.failed(false, now);
+            let has_opened = breaker.failed(false, now);
+            assert_eq!(has_opened, breaker.is_open(now));
         }
         assert!(breaker.is_open(now));
         breaker
@@ -114,10 +118,11 @@ mod tests {
         assert_eq!(breaker.admit(now), Admission::No);
         assert_eq!(breaker.admit(now + OPEN), Admission::Probe);
         assert_eq!(breaker.admit(now + OPEN), Admission::No, "one alone");
-        breaker.failed(true, now + OPEN);
+        assert!(!breaker.failed(true, now + OPEN), "it was open before");
         assert_eq!(breaker.admit(now + 2 * OPEN), Admission::No, "twice as long");
         assert_eq!(breaker.admit(now + 3 * OPEN), Admission::Probe);
-        breaker.succeeded();
+        assert!(breaker.succeeded());
+        assert!(!breaker.succeeded(), "it was closed before");
         assert_eq!(breaker.admit(now + 3 * OPEN), Admission::Yes);
     }
 

@@ -54,8 +54,7 @@ pub(crate) use look::Look;
 use names::Names;
 use tls::TlsConnector;
 pub(crate) use tls::system_config as system_tls_config;
-pub(crate) use turns::HostState;
-use turns::Turns;
+use turns::{HostTotals, Turns};
 
 use crate::outcome::{Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
@@ -131,9 +130,9 @@ impl Warmer {
         self.identity.known().map(|instance| instance.region.as_str())
     }
 
-    /// How the hosts are that were asked of late.
-    pub(crate) fn hosts(&self) -> Vec<HostState> {
-        self.turns.states()
+    /// Returns what the hosts that were asked of late do now, all together.
+    pub(crate) fn host_totals(&self) -> HostTotals {
+        self.turns.totals()
     }
 
     /// When something that starts now must be over, be it one URL or several.

@@ -38,6 +38,8 @@ const ALIVE: Duration = Duration::from_secs(20);
 /// How long a host that says "too much" without a time is left alone: at first, and at most, each time twice as long.
 const PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// How long after its last pause a host that answers well is reported as no longer backed off.
+const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 /// The longest `Retry-After` that is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
@@ -54,6 +56,8 @@ struct Known<C> {
 }
 
 struct Host<C> {
+    /// Scheme, host and port.
+    name: Box<str>,
     client: C,
     /// As many permits as `State::places`, less those that are out.
     permits: Arc<Semaphore>,
@@ -69,22 +73,25 @@ struct State {
     paused_until: Option<Instant>,
     /// Pauses in a row.
     pauses: u32,
+    /// Whether the log has a line that the host is backed off, and none that it is over.
+    is_reported: bool,
     answered_at: Option<Instant>,
     /// Requests under way that do not count.
     late: usize,
 }
 
-/// How one host is at a moment, on one of its ports.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HostState {
-    /// As the URL has it, without the port.
-    pub(crate) host: String,
-    /// GETs that may be under way.
-    pub(crate) limit: usize,
+/// What all hosts together do at a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct HostTotals {
+    /// Hosts that were asked within five minutes.
+    pub(crate) hosts: usize,
+    pub(crate) circuits_open: usize,
+    /// Hosts that are backed off.
+    pub(crate) paused: usize,
+    /// Requests under way.
     pub(crate) in_flight: usize,
+    /// Requests that wait for a turn.
     pub(crate) waiting: usize,
-    pub(crate) is_circuit_open: bool,
-    pub(crate) is_paused: bool,
 }
 
 /// One request's turn with its host. Dropping it makes room for the next.
@@ -117,9 +124,14 @@ impl<C: Send + Sync + 'static> Turns<C> {
         host.turn(deadline, now).await
     }
 
-    /// How all of them are now, in no order.
-    pub(super) fn states(&self) -> Vec<HostState> {
-        self.known().iter().map(|(key, known)| known.host.shown(key)).collect()
+    /// Returns what all hosts together do now.
+    pub(super) fn totals(&self) -> HostTotals {
+        let now = Instant::now();
+        let mut totals = HostTotals::default();
+        for known in self.known().values() {
+            known.host.add_to(&mut totals, now);
+        }
+        totals
     }
 
     fn host(&self, key: &str, now: Instant) -> Arc<Host<C>> {
@@ -135,7 +147,7 @@ impl<C: Send + Sync + 'static> Turns<C> {
                 hosts.remove(&oldest);
             }
         }
-        let host = Arc::new(Host::new((self.new_client)()));
+        let host = Arc::new(Host::new(key, (self.new_client)()));
         hosts.insert(key.into(), Known { host: host.clone(), asked_at: now });
         host
     }
@@ -154,7 +166,7 @@ impl<C> Known<C> {
 }
 
 impl<C: Send + Sync + 'static> Host<C> {
-    fn new(client: C) -> Self {
+    fn new(name: &str, client: C) -> Self {
         let limit = AdaptiveLimit::new(&Settings::HOST);
         let places = limit.get();
         let state = State {
@@ -163,10 +175,12 @@ impl<C: Send + Sync + 'static> Host<C> {
             places,
             paused_until: None,
             pauses: 0,
+            is_reported: false,
             answered_at: None,
             late: 0,
         };
         Self {
+            name: name.into(),
             client,
             permits: Arc::new(Semaphore::new(places)),
             waiting: AtomicUsize::new(0),
@@ -174,16 +188,13 @@ impl<C: Send + Sync + 'static> Host<C> {
         }
     }
 
-    fn shown(&self, key: &str) -> HostState {
-        let (state, now) = (self.state(), Instant::now());
-        HostState {
-            host: host_of(key).to_owned(),
-            limit: state.limit.get(),
-            in_flight: state.places.saturating_sub(self.permits.available_permits()) + state.late,
-            waiting: self.waiting.load(Ordering::Relaxed),
-            is_circuit_open: state.breaker.is_open(now),
-            is_paused: state.paused_until.is_some_and(|until| until > now),
-        }
+    fn add_to(&self, totals: &mut HostTotals, now: Instant) {
+        let state = self.state();
+        totals.hosts += 1;
+        totals.circuits_open += usize::from(state.breaker.is_open(now));
+        totals.paused += usize::from(state.paused_until.is_some_and(|until| until > now));
+        totals.in_flight += state.places.saturating_sub(self.permits.available_permits()) + state.late;
+        totals.waiting += self.waiting.load(Ordering::Relaxed);
     }
 
     async fn turn(self: Arc<Self>, deadline: Instant, mut now: Instant) -> Result<Turn<C>, Failure> {
@@ -255,6 +266,11 @@ impl<C: Send + Sync + 'static> Host<C> {
         lock(&self.state)
     }
 
+    fn report_open_circuit(&self) {
+        let host = &*self.name;
+        tracing::warn!(host, "circuit of {host} open: it fails every time");
+    }
+
     /// Takes a permit back, or out of the world where there are too many.
     fn take_back(&self, state: &mut State, permit: OwnedSemaphorePermit) {
         if state.places > state.limit.get() {
@@ -262,13 +278,6 @@ impl<C: Send + Sync + 'static> Host<C> {
             permit.forget();
         }
     }
-}
-
-/// The host in a URL's beginning, without the port.
-fn host_of(origin: &str) -> &str {
-    let host = origin.split_once("://").map_or(origin, |(_, host)| host);
-    // The colons of an IPv6 address are in brackets.
-    host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -327,24 +336,45 @@ impl<C: Send + Sync + 'static> Turn<C> {
     pub(super) fn answered(&self, ttfb: Duration, status: StatusCode, headers: &HeaderMap) {
         let now = self.began + ttfb;
         let (mut state, was_probe) = (self.host.state(), self.was_probe());
-        if status.is_server_error() {
-            state.breaker.failed(was_probe, now);
-        } else {
-            state.breaker.succeeded();
-        }
+        let has_failed = status.is_server_error();
+        let circuit_changed =
+            if has_failed { state.breaker.failed(was_probe, now) } else { state.breaker.succeeded() };
+        let (mut backed_off, mut recovered) = (None, false);
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             state.limit.record_overload(now);
-            state.pause(retry_after(headers, SystemTime::now()), now);
-            return;
+            backed_off = state.pause(retry_after(headers, SystemTime::now()), now);
+        } else {
+            recovered = state.recover(now);
+            state.answered_at = Some(now);
+            let under_way = state.places.saturating_sub(self.host.permits.available_permits());
+            state.limit.record_answer(ttfb, under_way, now);
+            let wanted = state.limit.get();
+            if wanted > state.places {
+                self.host.permits.add_permits(wanted - state.places);
+                state.places = wanted;
+            }
         }
-        state.pauses = 0;
-        state.answered_at = Some(now);
-        let under_way = state.places.saturating_sub(self.host.permits.available_permits());
-        state.limit.record_answer(ttfb, under_way, now);
-        let wanted = state.limit.get();
-        if wanted > state.places {
-            self.host.permits.add_permits(wanted - state.places);
-            state.places = wanted;
+        // Whoever writes a log line may wait, and other requests of the host with it.
+        drop(state);
+        let host = &*self.host.name;
+        match circuit_changed {
+            true if has_failed => self.host.report_open_circuit(),
+            true => tracing::info!(host, "circuit of {host} closed: it answers again"),
+            false => {}
+        }
+        if let Some(pause) = backed_off {
+            let status = status.as_u16();
+            // At most MAX_RETRY_AFTER.
+            let pause_ms = pause.as_millis() as u64;
+            tracing::warn!(
+                host,
+                status,
+                pause_ms,
+                "{host} backed off for {pause_ms} ms: it answered {status}"
+            );
+        }
+        if recovered {
+            tracing::info!(host, "{host} is no longer backed off");
         }
     }
 
@@ -360,7 +390,11 @@ impl<C: Send + Sync + 'static> Turn<C> {
         if *failure == Failure::FirstByteTimeout && state.answered_at.is_none_or(|at| at < self.began) {
             state.limit.record_overload(now);
         }
-        state.breaker.failed(was_probe, now);
+        let has_opened = state.breaker.failed(was_probe, now);
+        drop(state);
+        if has_opened {
+            self.host.report_open_circuit();
+        }
     }
 
     /// Whether this was the probe, which has told by now.
@@ -383,11 +417,12 @@ impl<C: Send + Sync + 'static> Drop for Turn<C> {
 }
 
 impl State {
-    /// Leaves the host alone for as long as it asked, or a little longer each time.
-    fn pause(&mut self, asked: Option<Duration>, now: Instant) {
+    /// Leaves the host alone for as long as it asked, or a little longer each time. Returns for how long where that is to
+    /// be reported, which is once until [`State::recover`].
+    fn pause(&mut self, asked: Option<Duration>, now: Instant) -> Option<Duration> {
         // Those that were under way together are turned away together, and are one.
         if asked.is_none() && self.paused_until.is_some_and(|until| until > now) {
-            return;
+            return None;
         }
         let pause = asked.map_or_else(
             || (PAUSE * (1 << self.pauses.min(16))).min(MAX_PAUSE).mul_f64(0.5 + fastrand::f64() / 2.0),
@@ -395,6 +430,15 @@ impl State {
         );
         self.pauses = self.pauses.saturating_add(1);
         self.paused_until = self.paused_until.max(Some(now + pause));
+        (!std::mem::replace(&mut self.is_reported, true)).then_some(pause)
+    }
+
+    /// Records a good answer. Returns whether the end of the pauses is to be reported: not before the host has gone for a
+    /// while without one, so that a host that answers both ways fills no log.
+    fn recover(&mut self, now: Instant) -> bool {
+        self.pauses = 0;
+        let is_well = self.paused_until.is_none_or(|until| until + RECOVERED_AFTER <= now);
+        is_well && std::mem::take(&mut self.is_reported)
     }
 }
 
@@ -532,6 +576,42 @@ mod tests {
             let waited = started.elapsed().as_secs_f64().round() as u64;
             assert!((shortest..=longest).contains(&waited), "{status} {value}: {waited} s");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_reported_once_until_the_host_has_been_well_for_a_while() {
+        let turns = turns();
+        let host = turns.host("https://example.com", Instant::now());
+        let mut state = host.state();
+        let mut now = Instant::now();
+        assert!(!state.recover(now), "there was no pause");
+        let asked = Some(Duration::from_secs(3));
+        assert_eq!(state.pause(asked, now), asked);
+        for _ in 0..5 {
+            now += RECOVERED_AFTER;
+            assert!(!state.recover(now), "it was paused a moment ago");
+            assert_eq!(state.pause(asked, now), None, "it was reported");
+        }
+        now += RECOVERED_AFTER + Duration::from_secs(3);
+        assert!(state.recover(now));
+        assert!(!state.recover(now), "that was reported");
+        assert_eq!(state.pause(asked, now), asked);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn totals_count_hosts_and_their_requests() {
+        let (turns, host) = (turns(), url("https://example.com/"));
+        let held = turns.take(&host, in_seconds(60)).await.ok().unwrap();
+        assert_eq!(turns.totals(), HostTotals { hosts: 1, in_flight: 1, ..HostTotals::default() });
+        says(&held, 429, &[("retry-after", "7")]);
+        drop(held);
+        let dead = turns.take(&url("https://dead.example.com/"), in_seconds(60)).await.ok().unwrap();
+        for _ in 0..10 {
+            dead.unanswered(&Verdict::Failed(Failure::ConnectTimeout));
+        }
+        drop(dead);
+        let totals = HostTotals { hosts: 2, circuits_open: 1, paused: 1, ..HostTotals::default() };
+        assert_eq!(turns.totals(), totals);
     }
 
     #[tokio::test(start_paused = true)]

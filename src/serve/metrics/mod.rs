@@ -1,8 +1,7 @@
-//! What `serve` counts, for Prometheus: pushes, verdicts, times, and how its hosts are.
+//! What `serve` counts, for Prometheus: pushes, verdicts, times, and totals of its hosts.
 //!
 //! What others count or know anyway (refused tokens, limits, places) is asked for at each scrape and costs a push nothing.
 
-mod hosts;
 mod states;
 
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::outcome::Outcome;
 use crate::verdict::{Verdict, WORDS};
-use hosts::Hosts;
 pub(super) use states::States;
 
 const FIRST_BYTE_SECONDS: [f64; 14] =
@@ -58,7 +56,15 @@ struct Metrics {
     first_byte_seconds: Histogram,
     get_seconds: Histogram,
     time_to_warm_seconds: Histogram,
-    hosts: Arc<Hosts>,
+    verdicts: Verdicts,
+}
+
+/// What is counted of URLs that have a verdict. Clones share the counters.
+#[derive(Debug, Clone, Default)]
+struct Verdicts {
+    /// In the order of [`WORDS`].
+    urls: [Counter; WORDS.len()],
+    body_bytes: Counter,
 }
 
 /// A status; `gone` where the client did not wait for one.
@@ -91,10 +97,10 @@ impl ServeMetrics {
             first_byte_seconds: Histogram::new(FIRST_BYTE_SECONDS),
             get_seconds: Histogram::new(GET_SECONDS),
             time_to_warm_seconds: Histogram::new(TIME_TO_WARM_SECONDS),
-            hosts: Arc::new(Hosts::new()),
+            verdicts: Verdicts::default(),
         };
         metrics.register_own(registry);
-        registry.register_collector(Box::new(states::Shown { states, hosts: metrics.hosts.clone() }));
+        registry.register_collector(Box::new(states::Shown { states, verdicts: metrics.verdicts.clone() }));
         Self(Arc::new(metrics))
     }
 
@@ -104,16 +110,14 @@ impl ServeMetrics {
         PushUnderWay(&self.0, false)
     }
 
-    /// A URL has its verdict. `host` is none where it was never to be asked.
-    pub(super) fn outcome(&self, outcome: &Outcome, host: Option<&str>) {
-        let exchange = &outcome.exchange;
+    /// A URL has its verdict.
+    pub(super) fn outcome(&self, outcome: &Outcome) {
+        let (exchange, verdicts) = (&outcome.exchange, &self.0.verdicts);
         let word = outcome.verdict.word();
-        let verdict = WORDS.iter().position(|known| *known == word).unwrap_or_default();
-        let host = host.filter(|_| !matches!(outcome.verdict, Verdict::Refused(_)));
-        match host {
-            Some(host) => self.0.hosts.add(host, exchange.http_status.is_some(), verdict, exchange.bytes),
-            None => self.0.hosts.add_other(verdict, exchange.bytes),
+        if let Some(index) = WORDS.iter().position(|known| *known == word) {
+            verdicts.urls[index].inc();
         }
+        verdicts.body_bytes.inc_by(exchange.bytes);
         if exchange.bytes_saved > 0 {
             self.0.bytes_saved.inc_by(exchange.bytes_saved);
         }
@@ -255,41 +259,37 @@ mod tests {
         metrics.push().answered(StatusCode::NO_CONTENT);
         metrics.push().answered(StatusCode::TOO_MANY_REQUESTS);
         drop(metrics.push());
-        metrics.outcome(&outcome(Verdict::Warm, Some(30.0)), Some("cdn.example.com"));
-        metrics.outcome(&outcome(Verdict::Refused("no".to_owned()), None), Some("refused.example.com"));
-        metrics.outcome(&outcome(Verdict::Refused("no".to_owned()), None), None);
-        metrics.outcome(&outcome(Verdict::Failed(Failure::Dns), None), Some("\"\\\n.example.com"));
+        metrics.outcome(&outcome(Verdict::Warm, Some(30.0)));
+        metrics.outcome(&outcome(Verdict::Refused("no".to_owned()), None));
+        metrics.outcome(&outcome(Verdict::Refused("no".to_owned()), None));
+        metrics.outcome(&outcome(Verdict::Failed(Failure::Dns), None));
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         assert_format(&text);
-        let place = "region=\"europe-west1\",host";
         for line in [
-            "pushes_total{answer=\"204\"} 1".to_owned(),
-            "pushes_total{answer=\"429\"} 1".to_owned(),
-            "pushes_total{answer=\"503\"} 0".to_owned(),
-            "pushes_total{answer=\"gone\"} 1".to_owned(),
-            "in_flight_pushes 1".to_owned(),
-            "saved_body_bytes_total 20".to_owned(),
-            "in_flight_urls 3".to_owned(),
-            "in_flight_urls_limit 10".to_owned(),
-            "verdicts_total{region=\"europe-west1\",verdict=\"refused\"} 2".to_owned(),
-            format!("host_verdicts_total{{{place}=\"cdn.example.com\",verdict=\"warm\"}} 1"),
-            format!("host_verdicts_total{{{place}=\"cdn.example.com\",verdict=\"failed\"}} 0"),
-            format!("host_verdicts_total{{{place}=\"other\",verdict=\"refused\"}} 2"),
-            "body_bytes_total{region=\"europe-west1\"} 40".to_owned(),
-            format!("host_body_bytes_total{{{place}=\"cdn.example.com\"}} 10"),
-            "first_byte_seconds_count 1".to_owned(),
-            "first_byte_seconds_bucket{le=\"0.02\"} 0".to_owned(),
-            "first_byte_seconds_bucket{le=\"0.05\"} 1".to_owned(),
-            "get_duration_seconds_count 1".to_owned(),
-            "time_to_warm_seconds_sum 2.0".to_owned(),
-            "tokens_total{checked=\"known\"} 0".to_owned(),
-            "push_refusals_total{reason=\"no-keys\"} 0".to_owned(),
-            "hosts 0".to_owned(),
+            "pushes_total{answer=\"204\"} 1",
+            "pushes_total{answer=\"429\"} 1",
+            "pushes_total{answer=\"503\"} 0",
+            "pushes_total{answer=\"gone\"} 1",
+            "in_flight_pushes 1",
+            "saved_body_bytes_total 20",
+            "in_flight_urls 3",
+            "in_flight_urls_limit 10",
+            "verdicts_total{region=\"europe-west1\",verdict=\"refused\"} 2",
+            "verdicts_total{region=\"europe-west1\",verdict=\"warm\"} 1",
+            "verdicts_total{region=\"europe-west1\",verdict=\"stale\"} 0",
+            "body_bytes_total{region=\"europe-west1\"} 40",
+            "first_byte_seconds_count 1",
+            "first_byte_seconds_bucket{le=\"0.02\"} 0",
+            "first_byte_seconds_bucket{le=\"0.05\"} 1",
+            "get_duration_seconds_count 1",
+            "time_to_warm_seconds_sum 2.0",
+            "tokens_total{checked=\"known\"} 0",
+            "push_refusals_total{reason=\"no-keys\"} 0",
+            "hosts 0",
         ] {
             assert!(text.contains(&format!("\ncdnwarm_serve_{line}\n")), "{line} in {text}");
         }
-        assert!(!text.contains("refused.example.com"), "{text}");
         open.answered(StatusCode::NO_CONTENT);
     }
 

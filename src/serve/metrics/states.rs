@@ -1,6 +1,5 @@
 //! What is known of a server's hosts, tokens and places whenever somebody asks: shown at each scrape, and no push pays for it.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,10 +11,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use tokio::sync::Semaphore;
 
-use super::hosts::{Counts, Hosts};
+use super::Verdicts;
 use crate::serve::auth::Auth;
 use crate::verdict::WORDS;
-use crate::warm::{HostState, Warmer};
+use crate::warm::Warmer;
 
 /// Who is asked.
 #[derive(Clone)]
@@ -29,7 +28,7 @@ pub(in crate::serve) struct States {
 /// All of it, as the registry asks for it.
 pub(super) struct Shown {
     pub(super) states: States,
-    pub(super) hosts: Arc<Hosts>,
+    pub(super) verdicts: Verdicts,
 }
 
 impl fmt::Debug for Shown {
@@ -51,33 +50,19 @@ impl Collector for Shown {
         gauge(encoder, "in_flight_urls", help, in_flight)?;
         let help = "How many URLs there may be at once (--max-in-flight).";
         gauge(encoder, "in_flight_urls_limit", help, self.states.max_in_flight as usize)?;
-        self.encode_limits(encoder)
+        self.encode_hosts(encoder)
     }
 }
 
 impl Shown {
     fn encode_verdicts(&self, encoder: &mut DescriptorEncoder<'_>, region: &str) -> fmt::Result {
-        let (all, hosts) = (self.hosts.all(), self.hosts.shown());
         let mut family = counters(encoder, "verdicts", "URLs that have a verdict, by verdict.", None)?;
-        for (verdict, count) in WORDS.iter().zip(all.verdicts) {
-            add(&mut family, &[("region", region), ("verdict", verdict)], count)?;
-        }
-        let help = "URLs that have a verdict, by host; what has no series of its own is other.";
-        let mut family = counters(encoder, "host_verdicts", help, None)?;
-        for (host, Counts { verdicts, .. }) in &hosts {
-            for (verdict, count) in WORDS.iter().zip(verdicts) {
-                add(&mut family, &[("region", region), ("host", host), ("verdict", verdict)], *count)?;
-            }
+        for (verdict, count) in WORDS.iter().zip(&self.verdicts.urls) {
+            add(&mut family, &[("region", region), ("verdict", verdict)], count.get())?;
         }
         let help = "Size of the response bodies that were read, as they came.";
         let mut family = counters(encoder, "body", help, Some(&Unit::Bytes))?;
-        add(&mut family, &[("region", region)], all.bytes)?;
-        let help = "Size of the response bodies that were read, by host.";
-        let mut family = counters(encoder, "host_body", help, Some(&Unit::Bytes))?;
-        for (host, Counts { bytes, .. }) in &hosts {
-            add(&mut family, &[("region", region), ("host", host)], *bytes)?;
-        }
-        Ok(())
+        add(&mut family, &[("region", region)], self.verdicts.body_bytes.get())
     }
 
     fn encode_tokens(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -94,51 +79,16 @@ impl Shown {
         Ok(())
     }
 
-    /// How the hosts are that GETs go to, redirects included: all together, and those that have series of their own.
-    fn encode_limits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let states = self.states.warmer.hosts();
-        let count = |is: fn(&HostState) -> bool| states.iter().filter(|state| is(state)).count();
-        let sum = |of: fn(&HostState) -> usize| states.iter().map(of).sum();
-        gauge(encoder, "hosts", "Hosts that were asked of late.", states.len())?;
+    /// What the hosts that GETs go to do, redirects included.
+    fn encode_hosts(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let totals = self.states.warmer.host_totals();
+        gauge(encoder, "hosts", "Hosts that were asked of late.", totals.hosts)?;
         let help = "Hosts that are left alone for failing every time (circuit open).";
-        gauge(encoder, "hosts_circuit_open", help, count(|state| state.is_circuit_open))?;
+        gauge(encoder, "hosts_circuit_open", help, totals.circuits_open)?;
         let help = "Hosts that are left alone because they asked for it (429, 503, Retry-After).";
-        gauge(encoder, "hosts_paused", help, count(|state| state.is_paused))?;
-        gauge(encoder, "gets_in_flight", "GETs under way.", sum(|state| state.in_flight))?;
-        gauge(
-            encoder,
-            "gets_waiting",
-            "GETs that wait for a turn with their host.",
-            sum(|state| state.waiting),
-        )?;
-
-        let mut by_host: HashMap<&str, Vec<&HostState>> = HashMap::new();
-        for state in &states {
-            by_host.entry(&state.host).or_default().push(state);
-        }
-        let shown = self.hosts.shown();
-        let shown: Vec<_> =
-            shown.iter().filter_map(|(host, _)| Some((&**host, by_host.get(&**host)?))).collect();
-        type Value = fn(&HostState) -> usize;
-        let each: [(&str, &str, Value); 4] = [
-            ("host_gets_limit", "GETs that a host may have under way; follows its answers.", |s| s.limit),
-            ("host_gets_in_flight", "GETs under way with a host.", |s| s.in_flight),
-            ("host_gets_waiting", "GETs that wait for a turn with a host.", |s| s.waiting),
-            ("host_left_alone", "On how many of its ports a host is left alone, by circuit or pause.", |s| {
-                usize::from(s.is_circuit_open || s.is_paused)
-            }),
-        ];
-        for (name, help, value) in each {
-            if shown.is_empty() {
-                break;
-            }
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (host, ports) in &shown {
-                let sum = ports.iter().map(|state| value(state)).sum();
-                ConstGauge::new(signed(sum)).encode(family.encode_family(&[("host", *host)])?)?;
-            }
-        }
-        Ok(())
+        gauge(encoder, "hosts_paused", help, totals.paused)?;
+        gauge(encoder, "gets_in_flight", "GETs under way.", totals.in_flight)?;
+        gauge(encoder, "gets_waiting", "GETs that wait for a turn with their host.", totals.waiting)
     }
 }
 
@@ -160,10 +110,6 @@ where
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: usize) -> fmt::Result {
     let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    ConstGauge::new(signed(value)).encode(encoder)
-}
-
-/// Gauges are signed.
-fn signed(value: usize) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
+    // Gauges are signed.
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)
 }
