@@ -7,7 +7,6 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use anyhow::Context;
-use memchr::{memchr, memrchr};
 
 use super::outlet::{Outlet, POLL, Record};
 use crate::request::{MAX_URL_BYTES, WarmRequest};
@@ -95,13 +94,7 @@ pub(super) fn lines(path: &Path, outlet: &mut Outlet<'_>) -> anyhow::Result<()> 
 
 /// The lines of a block; the last one may lack its end.
 fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = block;
-    std::iter::from_fn(move || {
-        let end = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
-        let (line, behind) = rest.split_at(end);
-        rest = behind;
-        (!line.is_empty()).then_some(line)
-    })
+    block.split_inclusive(|byte| *byte == b'\n')
 }
 
 fn send_blocks(path: Option<&Path>, blocks: &SyncSender<io::Result<Vec<u8>>>) {
@@ -135,12 +128,13 @@ fn read_blocks(mut input: impl BufRead, mut take: impl FnMut(Vec<u8>) -> bool) -
             }
             return Ok(());
         }
-        let first_end = memchr(b'\n', read);
+        let is_end = |byte: &u8| *byte == b'\n';
+        let first_end = read.iter().position(is_end);
         let (of_open_line, behind) = read.split_at(first_end.unwrap_or(read_bytes));
         let room = MAX_LINE_BYTES.saturating_sub(open.len());
         open.extend_from_slice(&of_open_line[..of_open_line.len().min(room)]);
         if first_end.is_some() {
-            let whole = memrchr(b'\n', behind).map_or(0, |at| at + 1);
+            let whole = behind.iter().rposition(is_end).map_or(0, |at| at + 1);
             let (whole, next) = behind.split_at(whole);
             let mut block = std::mem::take(&mut open);
             block.extend_from_slice(whole);
