@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{MetricsArgs, MetricsServer};
+use crate::http::MetricsArgs;
 use crate::kafka::ConsumerArgs;
 use crate::kafka::consumer::{Consumer, ConsumerConfig};
 use crate::kafka::dead_letter_topic::{DeadLetterConfig, DeadLetterTopic};
@@ -147,13 +147,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let metrics = BridgeMetrics::register(&mut registry, &config.topic);
     // Named from the start, so that the endpoint says what is missing.
     let conditions = Conditions::of(&health);
-    let shown = CancellationToken::new();
-    let _shown_until_the_end = shown.clone().drop_guard();
-    if let Some(addr) = args.metrics.metrics_addr {
-        let server = MetricsServer::bind(addr).await?;
-        tracing::info!("metrics at http://{}/metrics", server.addr());
-        tokio::spawn(server.run(registry, health.clone(), shown));
-    }
+    let _shown_until_the_end = args.metrics.show(registry, health.clone()).await?;
     let _status = (!args.quiet).then(|| {
         let (metrics, health) = (metrics.clone(), health.clone());
         StatusLine::start(move || metrics.status(&health))

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{MetricsArgs, MetricsServer};
+use crate::http::MetricsArgs;
 use crate::kafka::consumer::{Collect, Consumer, ConsumerConfig};
 use crate::kafka::metrics::ConsumerConditions;
 use crate::kafka::{ConsumerArgs, Receipt, Record, RecordRef};
@@ -133,13 +133,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let metrics = DirectMetrics::register(&mut registry, &config.topic);
     // Named from the start, so that the endpoint says what is missing.
     let conditions = ConsumerConditions::of(&health);
-    let shown = CancellationToken::new();
-    let _shown_until_the_end = shown.clone().drop_guard();
-    if let Some(addr) = args.metrics.metrics_addr {
-        let server = MetricsServer::bind(addr).await?;
-        tracing::info!("metrics at http://{}/metrics", server.addr());
-        tokio::spawn(server.run(registry, health.clone(), shown));
-    }
+    let _shown_until_the_end = args.metrics.show(registry, health.clone()).await?;
     let log = OutcomeLog { which: args.log.log_outcomes, method: args.warm.method.as_str() };
     let warmer = Warmer::new(args.warm)?;
     let (topic, group) = (config.topic.clone(), config.client.get("group.id").unwrap_or_default().to_owned());

@@ -12,7 +12,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Server;
 use crate::telemetry::health::Health;
@@ -31,6 +31,23 @@ pub(crate) struct MetricsArgs {
     /// Show /metrics, /ready and /live by plain HTTP on this IP address (IPv6 in brackets) and port [default: off]
     #[arg(long, value_name = "ADDR:PORT", env = "CDNWARM_METRICS_ADDR")]
     pub(crate) metrics_addr: Option<SocketAddr>,
+}
+
+impl MetricsArgs {
+    /// Answers at the address, where one is given, until the returned guard is dropped. Keep it to the end of the role, so
+    /// that the end of the work can be watched too.
+    ///
+    /// # Errors
+    /// As for [`MetricsServer::bind`].
+    pub(crate) async fn show(&self, registry: Registry, health: Health) -> anyhow::Result<DropGuard> {
+        let shown = CancellationToken::new();
+        if let Some(addr) = self.metrics_addr {
+            let server = MetricsServer::bind(addr).await?;
+            tracing::info!("metrics at http://{}/metrics", server.addr());
+            tokio::spawn(server.run(registry, health, shown.clone()));
+        }
+        Ok(shown.drop_guard())
+    }
 }
 
 /// A bound endpoint, not yet answering.
