@@ -1,12 +1,14 @@
 //! `cdnwarm produce` from outside: what arrives in the topic, and what is said of what does not.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::support::PATIENCE;
-use crate::support::process::{run, told};
+use crate::support::process::{Process, command, run, told};
 use crate::support::stand::Kafka;
 
 /// A kafka-env file with these further properties for producers.
@@ -64,6 +66,24 @@ async fn what_cannot_be_produced_is_named_and_the_rest_arrives() {
         assert!(text.contains(&failed) && text.contains("/long?xxx"), "{text}");
     }
     assert_eq!(count(&kafka), 2 * 1_497);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_delivery_is_reported_with_its_line() {
+    let kafka = Kafka::start_embedded();
+    let env = env(&kafka, "enable.idempotence=false\nmessage.timeout.ms=3000\n");
+    let mut command = command(&["produce", &env, &kafka.topic, "--urls", "-", "--verbose"]);
+    command.stdin(Stdio::piped());
+    let mut produce = Process::spawn(command);
+    produce.write(b"http://cdn.example.com/1\n").await;
+    produce.says("value = http://cdn.example.com/1").await;
+    kafka.embedded().set_available(false).unwrap();
+    produce.write(b"# a comment\nhttp://cdn.example.com/3\n").await;
+    let failed = produce.says("ERROR: Message failed delivery").await;
+    assert!(failed.starts_with("standard input:3: ") && failed.ends_with("/3"), "{failed}");
+    produce.signal(Signal::SIGTERM);
+    assert_eq!(produce.ends().await, Some(1));
+    produce.says("1 records delivered").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use http::Response;
+use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::push::Served;
@@ -77,6 +79,45 @@ async fn a_serve_tells_how_it_is_and_names_no_host() {
     assert_eq!(shown.names(), documented_of("cdnwarm_serve_"));
     assert_grafana_is_answered("cdnwarm_serve_", &shown);
     assert_eq!(endpoint.get("/live").await, (200, "live\n".to_owned()));
+}
+
+#[tokio::test]
+async fn hosts_that_are_backed_off_are_counted_and_named_once_in_the_log() {
+    let hosts = ["busy.example.com".to_owned(), "dead.example.com".to_owned()];
+    let answer = |asked: &Asked| {
+        if asked.url.contains("dead.") {
+            return status(500);
+        }
+        let answer = Response::builder().status(429).header("retry-after", "60");
+        answer.body(Full::default()).unwrap()
+    };
+    let origin = Origin::start(&hosts, answer).await;
+    // A pause that is longer than the time for a URL is not waited for.
+    let served = Served::before(&origin, &[&SHOWN[..], &["--timeout", "30"]].concat()).await;
+    let endpoint = Endpoint::of(&served.serve).await;
+    for number in 0..2 {
+        served.post(push(number, &format!("http://busy.example.com/{number}"))).await;
+    }
+    let mut number = 2;
+    eventually("an open circuit", async || {
+        number += 1;
+        served.post(push(number, &format!("http://dead.example.com/{number}"))).await;
+        let shown = endpoint.metrics().await;
+        assert_eq!(shown.value("cdnwarm_serve_hosts_paused"), 1, "{}", shown.0);
+        (shown.value("cdnwarm_serve_hosts_circuit_open") == 1).then_some(())
+    })
+    .await;
+    served.serve.says("circuit of http://dead.example.com open").await;
+    let said = |text: &str| {
+        let lines = served.serve.logged().into_iter();
+        lines.filter(|line| line["message"].as_str().unwrap_or_default().contains(text)).collect::<Vec<_>>()
+    };
+    let [backed_off] = &said("backed off")[..] else { panic!("{:?}", said("backed off")) };
+    assert_eq!(backed_off["message"], "http://busy.example.com backed off for 60000 ms: it answered 429");
+    assert_eq!(backed_off["severity"], "WARNING");
+    assert_eq!(backed_off["host"], "http://busy.example.com");
+    assert_eq!((&backed_off["status"], &backed_off["pause_ms"]), (&json!(429), &json!(60_000)));
+    assert_eq!(said("circuit of").len(), 1);
 }
 
 #[tokio::test]
