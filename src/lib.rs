@@ -13,7 +13,7 @@
 //! # Imports point one way
 //!
 //! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `setup`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
-//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `usage`,
+//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `redact`, `usage`,
 //! `adaptive_limit`, `retry`). Roles do not import roles, except `demo`,
 //! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
 //!
@@ -38,11 +38,11 @@ mod kafka;
 pub mod outcome;
 mod produce;
 mod pubsub;
+mod redact;
 pub mod request;
 mod retry;
 mod serve;
 mod setup;
-mod shown_url;
 mod shutdown;
 mod telemetry;
 mod usage;

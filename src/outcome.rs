@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-pub use crate::shown_url::shown_url;
+pub use crate::redact::shown_url;
 use crate::verdict::Verdict;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use url::{Host, Url};
 
+use crate::redact::is_secret_name;
 use crate::version::Expected;
 
 /// The longest URL that is accepted, in bytes, after white space around it is removed.
@@ -128,7 +129,7 @@ impl WarmRequest {
         let url = url.map_err(|(NotARequest::Malformed(reason) | NotARequest::Refused(reason))| reason)?;
         let mut next = Self { url, ..self.clone() };
         if next.url.origin() != self.url.origin() {
-            for name in self.headers.keys().filter(|name| may_be_credential(name)) {
+            for name in self.headers.keys().filter(|name| is_secret_name(name.as_str())) {
                 next.headers.remove(name);
             }
         }
@@ -148,7 +149,7 @@ impl WarmRequest {
             let mut header_value =
                 HeaderValue::from_str(value).map_err(|_| bad_value("not a valid header value"))?;
             // Nor is it shown by `Debug`, or kept in the tables of HTTP/2's header compression.
-            header_value.set_sensitive(may_be_credential(&header_name));
+            header_value.set_sensitive(is_secret_name(header_name.as_str()));
             self.headers.insert(header_name, header_value);
             return Ok(());
         }
@@ -338,12 +339,6 @@ fn may_be_sent(name: &HeaderName) -> bool {
     ]
     .contains(name)
         && !["keep-alive", "proxy-connection", "http2-settings"].contains(&name.as_str())
-}
-
-/// Whether a header's value may be a credential, which is for nobody but the origin that it was meant for.
-fn may_be_credential(name: &HeaderName) -> bool {
-    const PARTS: [&str; 8] = ["auth", "cookie", "token", "key", "secret", "password", "session", "jwt"];
-    PARTS.iter().any(|part| name.as_str().contains(part))
 }
 
 /// One range of RFC 9110, section 14.1.2: `bytes=0-1023`, `bytes=1024-` or `bytes=-512`.

@@ -18,10 +18,10 @@ use warm::guard::Guard;
 
 #[path = "../../src/outcome.rs"]
 mod outcome;
+#[path = "../../src/redact.rs"]
+mod redact;
 #[path = "../../src/request.rs"]
 mod request;
-#[path = "../../src/shown_url.rs"]
-mod shown_url;
 #[path = "../../src/verdict.rs"]
 mod verdict;
 #[path = "../../src/version.rs"]

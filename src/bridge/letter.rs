@@ -10,6 +10,7 @@ use super::message::{MAX_ATTRIBUTES, MAX_NAME_BYTES, MAX_VALUE_BYTES};
 use super::metrics::DeadLetterReason;
 use crate::kafka::Record;
 use crate::pubsub::put_attribute;
+use crate::redact::is_secret_name;
 
 /// A log line has at most this much of a record; Cloud Logging takes 256 KiB an entry.
 const MAX_LOGGED_BYTES: usize = 64 << 10;
@@ -140,10 +141,6 @@ pub(super) fn coordinates(
     all
 }
 
-/// What in a header's name tells that its value is a credential.
-const SECRET_WORDS: [&str; 9] =
-    ["auth", "cookie", "token", "key", "secret", "password", "signature", "credential", "session"];
-
 /// All of a record, bytes in base64, as far as a log line takes it; credentials among its headers are left out.
 pub(super) fn as_json(record: &Record) -> serde_json::Value {
     let mut room = MAX_LOGGED_BYTES;
@@ -158,10 +155,9 @@ pub(super) fn as_json(record: &Record) -> serde_json::Value {
         .headers
         .iter()
         .map(|header| {
-            let name = header.name.to_ascii_lowercase();
             let bytes = header.value.as_ref().map(Vec::len);
             let shown = &header.name[..header.name.floor_char_boundary(MAX_NAME_BYTES)];
-            if SECRET_WORDS.iter().any(|word| name.contains(word)) {
+            if is_secret_name(&header.name) {
                 serde_json::json!({ "name": shown, "value_bytes": bytes, "left_out": true })
             } else {
                 let value = header.value.as_deref().map(&mut cut);

@@ -8,13 +8,11 @@ use super::cdn;
 use super::certify::Found;
 use super::client::Asked;
 use crate::outcome::{CacheEvidence, Exchange, shown_url};
+use crate::redact::{REDACTED, is_secret_name};
 use crate::verdict::Verdict;
 
 /// What is shown of one header, in bytes.
 const SHOWN_BYTES: usize = 256;
-
-/// Headers whose values are for nobody's eyes.
-const SECRET: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "set-cookie"];
 
 /// One request and what came of it.
 #[derive(Debug, Clone, Serialize)]
@@ -76,8 +74,8 @@ fn shown(headers: &HeaderMap, is_wanted: impl Fn(&str) -> bool) -> Headers {
 }
 
 fn shown_value(name: &HeaderName, value: &HeaderValue) -> String {
-    if value.is_sensitive() || SECRET.contains(&name.as_str()) {
-        return "…".to_owned();
+    if value.is_sensitive() || is_secret_name(name.as_str()) {
+        return REDACTED.to_owned();
     }
     let text = String::from_utf8_lossy(value.as_bytes());
     // A redirect's target is a URL like another.

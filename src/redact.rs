@@ -1,14 +1,13 @@
-//! URLs as logs and tables may show them: what a signed URL is signed with becomes an ellipsis, the rest stays.
+//! Redaction: decides what names a credential, and returns URLs as logs and tables may show them.
 //!
-//! A plain judgement on names, and on values where a name is too short to tell. What each CDN and cloud calls its
-//! signatures is in the test at the foot.
+//! All lists of secret words are here. The signing schemes of CDNs and clouds are in the test at the end.
 
 use url::Url;
 
-/// What stands in the place of a credential.
-const ELLIPSIS: &str = "…";
+/// Replaces a redacted value.
+pub(crate) const REDACTED: &str = "…";
 
-/// A parameter whose name holds one of these is a credential, whatever it is for.
+/// A parameter or header whose name contains one of these holds a credential.
 const PARTS: [&str; 21] = [
     "signature",
     "token",
@@ -33,7 +32,11 @@ const PARTS: [&str; 21] = [
     "bearer",
 ];
 
-/// Names that are credentials only as a whole: as a part they would hit others.
+/// Words that mark a credential anywhere in the name of a header. In a URL they would match too much (`monkey=`,
+/// `author=`).
+const HEADER_PARTS: [&str; 4] = ["auth", "cookie", "key", "session"];
+
+/// Names of URL parameters that are credentials only as a whole.
 const WHOLE: [&str; 26] = [
     "sig",
     "sign",
@@ -71,10 +74,16 @@ const DIGEST_CHARS: usize = 22;
 /// The least length of a parameter without a name that counts as a token.
 const BARE_TOKEN_CHARS: usize = 40;
 
-/// `url` as it may be shown: values that look like credentials become an ellipsis.
+/// Returns whether the value of the header `name` may be a credential. Ignores case.
+pub(crate) fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    PARTS.iter().chain(&HEADER_PARTS).any(|part| name.contains(part))
+}
+
+/// Returns `url` as it may be shown: values that look like credentials become [`REDACTED`].
 ///
-/// Such are the signatures of the CDNs and clouds, in the query or in the path, and whatever is named like a token, key
-/// or password. The names stay, so that the line still tells which URL it was.
+/// Redacts the signatures of CDNs and clouds, in the query or in the path, and parameters that are named like a token,
+/// key or password. Parameter names stay, so that a reader still recognises the URL.
 pub fn shown_url(url: &Url) -> String {
     let mut shown = String::with_capacity(url.as_str().len());
     shown.push_str(&url[..url::Position::BeforePath]);
@@ -95,7 +104,7 @@ pub fn shown_url(url: &Url) -> String {
 /// by itself. Only what holds either sign is looked at: most segments hold neither.
 fn show_segment(segment: &str, shown: &mut String) {
     if is_jwt(segment) {
-        shown.push_str(ELLIPSIS);
+        shown.push_str(REDACTED);
     } else if segment.contains('=') {
         show_parameters(segment, shown);
     } else {
@@ -120,10 +129,10 @@ fn show_parameter(parameter: &str, shown: &mut String) {
         Some((name, value)) if !value.is_empty() && is_credential(name, value) => {
             shown.push_str(name);
             shown.push('=');
-            shown.push_str(ELLIPSIS);
+            shown.push_str(REDACTED);
         }
         // A token that is the whole query, as some CDNs have it.
-        None if parameter.len() >= BARE_TOKEN_CHARS && is_token_text(parameter) => shown.push_str(ELLIPSIS),
+        None if parameter.len() >= BARE_TOKEN_CHARS && is_token_text(parameter) => shown.push_str(REDACTED),
         _ => shown.push_str(parameter),
     }
 }
@@ -274,6 +283,33 @@ mod tests {
             let shown = shown(&format!("https://cdn.example.com{signed}"));
             assert_eq!(shown, format!("https://cdn.example.com{expected}"), "{scheme}");
             assert!(!shown.contains("SECRET"), "{scheme}");
+        }
+    }
+
+    #[test]
+    fn headers_that_may_hold_credentials_are_secret() {
+        for name in [
+            "authorization",
+            "Proxy-Authorization",
+            "cookie",
+            "Set-Cookie",
+            "x-api-key",
+            "X-Auth-Token",
+            "x-amz-security-token",
+            "client-secret",
+            "db-password",
+            "signature",
+            "x-goog-credential",
+            "session",
+            "x-jwt",
+            "x-hmac-sha256",
+        ] {
+            assert!(is_secret_name(name), "{name}");
+        }
+        for name in
+            ["accept", "cache-control", "etag", "origin", "x-cache", "content-type", "warm-range", "age"]
+        {
+            assert!(!is_secret_name(name), "{name}");
         }
     }
 
