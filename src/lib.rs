@@ -13,7 +13,7 @@
 //! # Imports point one way
 //!
 //! `main` → `cli` → roles (`bridge`, `serve`, `produce`, `consume_direct`, `check`, `setup`, `demo`) → `kafka`, `pubsub`, `http`, `warm`,
-//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `redact`, `usage`,
+//! `telemetry` → plain values (`request`, `version`, `verdict`, `outcome`, `output`, `redact`, `usage`,
 //! `adaptive_limit`, `retry`). Roles do not import roles, except `demo`,
 //! which runs them; `kafka`, `pubsub`, `http` and `warm` do not import each other. A test keeps it so.
 //!
@@ -36,6 +36,7 @@ pub mod demo;
 mod http;
 mod kafka;
 pub mod outcome;
+mod output;
 mod produce;
 mod pubsub;
 mod redact;

@@ -5,7 +5,7 @@
 mod advice;
 mod show;
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -15,6 +15,7 @@ use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::outcome::{Outcome, Source};
+use crate::output::print;
 use crate::request::{MAX_URL_BYTES, WarmRequest};
 use crate::usage::UsageError;
 use crate::verdict::Verdict;
@@ -119,15 +120,6 @@ pub(crate) async fn run(mut args: Args, stop: CancellationToken) -> anyhow::Resu
         all if warm == all => Ok(()),
         1 => bail!("not warm"),
         all => bail!("{} of {all} URLs are not warm", all - warm),
-    }
-}
-
-/// Whoever reads may have seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => bail!("nobody reads the output any more"),
-        written => written.context("writing the output"),
     }
 }
 

@@ -8,6 +8,7 @@ use url::Url;
 use super::Checked;
 use super::advice::advice;
 use crate::outcome::{CacheEvidence, Outcome, shown_url};
+use crate::output::{self, printable};
 use crate::verdict::{Obstacle, Unproven, Verdict};
 use crate::warm::Look;
 
@@ -70,34 +71,18 @@ pub(super) fn block(checked: &Checked) -> String {
     text
 }
 
-/// One line for each outcome, under a heading; URLs, which may be long, stand last.
+/// Returns a table with one line per outcome. URLs, which may be long, are last.
 pub(super) fn table(outcomes: &[Outcome]) -> String {
-    let heading = ["VERDICT", "CACHE", "POP", "SAYS", "AGE s", "BYTES", "ms", "URL"].map(str::to_owned);
-    let rows: Vec<[String; 8]> = std::iter::once(heading).chain(outcomes.iter().map(row)).collect();
-    let mut widths = [0; 8];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{}{}", printable(cell), " ".repeat(width - cell.chars().count())));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    let heading = ["VERDICT", "CACHE", "POP", "SAYS", "AGE s", "BYTES", "ms", "URL"];
+    output::table(heading, outcomes.iter().map(row))
 }
 
-fn row(outcome: &Outcome) -> [String; 8] {
+fn row(outcome: &Outcome) -> Vec<String> {
     let cache = outcome.exchange.cache.clone().unwrap_or_default();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let says =
         cache.header.as_ref().map(|name| format!("{name}: {}", cache.value.as_deref().unwrap_or_default()));
-    [
+    vec![
         outcome.verdict.to_string(),
         or_dash(cache.cdn),
         or_dash(cache.pop),
@@ -157,11 +142,6 @@ fn described(cache: &CacheEvidence) -> String {
 
 fn joined<'a>(headers: impl Iterator<Item = &'a (String, String)>) -> String {
     headers.map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>().join("; ")
-}
-
-/// Without what a terminal would obey.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// What was given as a URL and is none, as far as it may be shown.

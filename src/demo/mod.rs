@@ -179,7 +179,7 @@ async fn warm_everywhere(
         producing.await?;
     }
     let origin_gets = road.origin_counts.gets();
-    report.print(&origin_gets);
+    report.print(&origin_gets)?;
     let judged = report.judge(&origin_gets);
     if args.keep && !stop.is_cancelled() {
         road.print_keep(files);
@@ -188,7 +188,7 @@ async fn warm_everywhere(
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = report::follow(&mut outcomes) => {}
+            followed = report::follow(&mut outcomes) => followed?,
         }
     }
     judged

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
+use std::iter;
 
 use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
 use crate::outcome::Outcome;
+use crate::output;
 use crate::telemetry::logs::on_one_line;
 use crate::verdict::Verdict;
 
@@ -60,20 +62,22 @@ impl Report {
     }
 
     /// Prints the table, the times, and what the origin and the edges were asked for.
-    pub(super) fn print(&self, origin: &Gets) {
+    ///
+    /// # Errors
+    /// Standard output cannot be written.
+    pub(super) fn print(&self, origin: &Gets) -> anyhow::Result<()> {
         for bar in &self.bars {
             bar.finish_and_clear();
         }
-        self.print_verdicts();
-        println!();
-        self.print_times();
         let asked: u32 = self.cells().filter_map(|(_, _, outcome)| Some(outcome?.attempts)).sum();
         let total: u64 = self.cells().map(|(url, region, _)| gets(origin, url, region)).sum();
         let cells = self.urls.len() * self.regions.len();
-        println!(
-            "\nThe edges were asked {asked} times, a second look after each fill included; the origin saw {total} GETs \
-             for {cells} pairs of URL and region."
-        );
+        output::print(&format!(
+            "{}\n{}\nThe edges were asked {asked} times, a second look after each fill included; the origin saw {total} GETs \
+             for {cells} pairs of URL and region.\n",
+            self.verdicts(),
+            self.times(),
+        ))
     }
 
     /// Whether the demo did what it is for.
@@ -99,7 +103,8 @@ impl Report {
         Ok(())
     }
 
-    fn print_verdicts(&self) {
+    /// Returns the table of verdicts by URL and region.
+    fn verdicts(&self) -> String {
         let is_fine = |url: &String| {
             self.regions.iter().all(|r| self.outcome(url, r).is_some_and(|o| o.verdict == Verdict::Warm))
         };
@@ -107,36 +112,25 @@ impl Report {
             0..=ROWS_SHOWN => self.urls.iter().collect(),
             _ => self.urls.iter().filter(|url| !is_fine(url)).take(ROWS_SHOWN).collect(),
         };
-        let width =
-            |texts: &mut dyn Iterator<Item = usize>, least: usize| texts.max().unwrap_or(0).max(least);
-        let url_width = width(&mut rows.iter().map(|url| url.chars().count()), 3);
-        let cell_width = |region: &String| {
-            width(&mut rows.iter().map(|url| self.cell(url, region).chars().count()), region.len())
+        let heading = iter::once("URL").chain(self.regions.iter().map(String::as_str));
+        let row = |url: &&String| {
+            let verdicts = self.regions.iter().map(|region| self.cell(url, region));
+            iter::once((*url).clone()).chain(verdicts).collect()
         };
-        let widths: Vec<usize> = self.regions.iter().map(cell_width).collect();
-        let mut head = format!("{:<url_width$}", "URL");
-        for (region, width) in self.regions.iter().zip(&widths) {
-            head.push_str(&format!("  {region:<width$}"));
-        }
-        println!("{}", head.trim_end());
-        for url in &rows {
-            let mut row = format!("{url:<url_width$}");
-            for (region, width) in self.regions.iter().zip(&widths) {
-                row.push_str(&format!("  {:<width$}", self.cell(url, region)));
-            }
-            println!("{}", row.trim_end());
-        }
+        let mut text = output::table(heading, rows.iter().map(row));
         if rows.len() < self.urls.len() {
-            println!(
-                "({} of {} URLs are warm in every region and not listed)",
+            text.push_str(&format!(
+                "({} of {} URLs are warm in every region and not listed)\n",
                 self.urls.iter().filter(|url| is_fine(url)).count(),
                 self.urls.len()
-            );
+            ));
         }
+        text
     }
 
     /// Time from the Kafka record's timestamp to the standing verdict, of what is warm.
-    fn print_times(&self) {
+    fn times(&self) -> String {
+        let mut text = String::new();
         for region in &self.regions {
             let mut times_ms: Vec<i64> = self
                 .urls
@@ -148,13 +142,13 @@ impl Report {
             times_ms.sort_unstable();
             let warm = times_ms.len();
             let total = self.urls.len();
-            match (quantile(&times_ms, 0.50), quantile(&times_ms, 0.99)) {
-                (Some(p50), Some(p99)) => {
-                    println!("{region:<20} {warm} of {total} warm, time to warm p50 {p50} ms, p99 {p99} ms");
-                }
-                _ => println!("{region:<20} {warm} of {total} warm"),
+            text.push_str(&format!("{region:<20} {warm} of {total} warm"));
+            if let (Some(p50), Some(p99)) = (quantile(&times_ms, 0.50), quantile(&times_ms, 0.99)) {
+                text.push_str(&format!(", time to warm p50 {p50} ms, p99 {p99} ms"));
             }
+            text.push('\n');
         }
+        text
     }
 
     fn cells(&self) -> impl Iterator<Item = (&str, &str, Option<&Outcome>)> {
@@ -173,11 +167,16 @@ impl Report {
 }
 
 /// Prints outcomes as they come, until there are no more.
-pub(super) async fn follow(outcomes: &mut mpsc::Receiver<Outcome>) {
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(super) async fn follow(outcomes: &mut mpsc::Receiver<Outcome>) -> anyhow::Result<()> {
     while let Some(outcome) = outcomes.recv().await {
         let Outcome { region, verdict, url, exchange, .. } = outcome;
-        println!("{}", on_one_line(&format!("{region:<20} {verdict} {url} ({:.1} ms)", exchange.total_ms)));
+        let line = format!("{region:<20} {verdict} {url} ({:.1} ms)", exchange.total_ms);
+        output::print(&format!("{}\n", on_one_line(&line)))?;
     }
+    Ok(())
 }
 
 /// How often `region`'s edge asked the origin for `url`.

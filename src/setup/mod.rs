@@ -31,6 +31,7 @@ use anyhow::{Context, bail};
 use http::Method;
 use tokio_util::sync::CancellationToken;
 
+use crate::output::print;
 use crate::usage::UsageError;
 use api::{Api, Client, ClientArgs};
 use config::{BridgeKind, Config};
@@ -270,13 +271,4 @@ fn print_plan(plan: &Plan, project: &Project<'_>, args: &Args) -> anyhow::Result
 
 fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
-}
-
-/// Whoever reads may have seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::{ErrorKind, Write, stdout};
-    match stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => bail!("nobody reads the output any more"),
-        written => written.context("writing the output"),
-    }
 }

@@ -13,6 +13,7 @@ use super::desired::Project;
 use super::live::Live;
 use super::plan::READS;
 use super::resource::{How, Resource};
+use crate::output;
 
 /// Pub/Sub's metrics are some minutes late.
 const LOOKED_BACK: SignedDuration = SignedDuration::from_mins(10);
@@ -77,40 +78,37 @@ impl Status {
             + usize::from(bridge)
     }
 
-    /// A table, and a line for each problem.
+    /// Returns a table of the regions, then a line for the bridge and for each problem.
     pub(super) fn text(&self) -> String {
-        let mut rows = vec![["REGION", "READY", "REVISION", "BACKLOG", "OLDEST s", "URL"].map(str::to_owned)];
-        let number = |number: Option<i64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-        let mut problems = String::new();
-        for region in &self.regions {
-            rows.push([
-                region.region.clone(),
-                if region.ready { "yes" } else { "no" }.to_owned(),
-                region.revision.clone().unwrap_or_else(|| "-".to_owned()),
-                number(region.backlog),
-                number(region.oldest_unacked_s),
-                region.url.clone().unwrap_or_else(|| "-".to_owned()),
-            ]);
-            if let Some(problem) = &region.problem {
-                problems.push_str(&format!("{}: {problem}\n", region.region));
-            }
-            if !region.subscription {
-                problems.push_str(&format!("{}: no subscription\n", region.region));
-            }
-        }
-        let widths: [usize; 6] =
-            std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
-        let mut text = String::new();
-        for row in &rows {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            text.push_str(cells.join("  ").trim_end());
-            text.push('\n');
-        }
+        let heading = ["REGION", "READY", "REVISION", "BACKLOG", "OLDEST s", "URL"];
+        let mut text = output::table(heading, self.regions.iter().map(Region::row));
         if let Some(bridge) = &self.bridge {
             text.push_str(&format!("bridge: {}, {}\n", bridge.name, bridge.state));
         }
-        text + &problems
+        for region in &self.regions {
+            if let Some(problem) = &region.problem {
+                text.push_str(&format!("{}: {problem}\n", region.region));
+            }
+            if !region.subscription {
+                text.push_str(&format!("{}: no subscription\n", region.region));
+            }
+        }
+        text
+    }
+}
+
+impl Region {
+    fn row(&self) -> Vec<String> {
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let number = |number: Option<i64>| text(&number.map(|number| number.to_string()));
+        vec![
+            self.region.clone(),
+            if self.ready { "yes" } else { "no" }.to_owned(),
+            text(&self.revision),
+            number(self.backlog),
+            number(self.oldest_unacked_s),
+            text(&self.url),
+        ]
     }
 }
 
