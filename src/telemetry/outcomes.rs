@@ -1,15 +1,14 @@
-//! Outcomes as log lines: each is put into words once, and handed to whom no request waits for.
+//! Outcomes as log lines, which no request waits for.
 //!
 //! What a line costs at Cloud Logging is in `docs/logs.md`. Next to read: `outcome_line.rs`, its JSON.
 
-use std::cell::RefCell;
 use std::fmt::Write as _;
 
 use clap::ValueEnum;
 use tracing::Level;
 
 use super::logs::{OUTCOME, on_one_line, outcome_lines};
-use super::outcome_line;
+use super::outcome_line::OutcomeLine;
 use super::trace::Trace;
 use crate::outcome::Outcome;
 use crate::verdict::Verdict;
@@ -42,13 +41,8 @@ pub(crate) struct OutcomeLog {
     pub(crate) method: &'static str,
 }
 
-thread_local! {
-    /// The memory of the last line.
-    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The longest memory that is kept for the next line.
-const MAX_KEPT_BYTES: usize = 64 << 10;
+/// Room for most lines, so that the buffer grows once at most.
+const LINE_BYTES: usize = 1 << 10;
 
 impl OutcomeLog {
     /// Logs an outcome, if it is one that is to be logged. Never waits; what finds no room is lost and counted.
@@ -62,18 +56,15 @@ impl OutcomeLog {
             return;
         }
         let Some(lines) = outcome_lines() else { return };
-        LINE.with_borrow_mut(|line| {
-            line.clear();
-            if lines.json {
-                outcome_line::append(line, outcome, trace, self.method);
-            } else {
-                line.extend_from_slice(text_line(outcome).as_bytes());
-            }
-            lines.writer.write(line);
-            if line.capacity() > MAX_KEPT_BYTES {
-                *line = Vec::new();
-            }
-        });
+        let mut line = Vec::with_capacity(LINE_BYTES);
+        if lines.json {
+            // Serializing plain values into memory cannot fail.
+            let _ = serde_json::to_writer(&mut line, &OutcomeLine::new(outcome, trace, self.method));
+            line.push(b'\n');
+        } else {
+            line.extend_from_slice(text_line(outcome).as_bytes());
+        }
+        lines.writer.write(&line);
     }
 }
 
