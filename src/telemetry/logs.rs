@@ -1,17 +1,16 @@
 //! Log lines: text for people, one JSON object a line for Cloud Logging.
 //!
-//! Events are here; outcomes, which are many, are `outcomes`', and both meet in `line_writer`.
+//! Events are here; outcomes, which are many, are `outcomes`', and both meet in `log_queue`.
 //!
 //! The JSON has the fields that Cloud Logging reads (cloud.google.com/logging/docs/structured-logging): `severity`,
 //! `message`, `time`; the values of an event stand beside them under their own names.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -22,18 +21,18 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::line_writer::LineWriter;
+use super::log_queue::LogQueue;
 use super::status::AboveStatusLine;
 
 /// The target under which outcomes are logged.
 pub(super) const OUTCOME: &str = "cdnwarm::outcome";
 
-/// Where lines go that nobody waits for. One in a process, as there is one standard output.
-static LINES: OnceLock<Lines> = OnceLock::new();
+/// Where lines go that nobody waits for. One per process, as there is one standard output.
+static LOG: OnceLock<Log> = OnceLock::new();
 
-/// A writer, and the look that its lines have.
-pub(super) struct Lines {
-    pub(super) writer: LineWriter,
+/// The queue of log lines, and their format.
+pub(super) struct Log {
+    pub(super) queue: LogQueue,
     pub(super) json: bool,
 }
 
@@ -94,53 +93,37 @@ pub(crate) fn init(args: &LogArgs, role: Role) -> anyhow::Result<()> {
         install(filter, json, io::stderr().is_terminal(), io::stderr);
         return Ok(());
     }
-    let writer = if is_terminal {
-        LineWriter::start(AboveStatusLine(io::stdout()))
-    } else {
-        LineWriter::start(io::stdout())
-    };
-    // A second call, as in tests that run roles in one process, keeps the first one.
-    let _ = LINES.set(Lines { writer: writer.context("starting the thread that writes the log")?, json });
+    // A second call, as in tests that run roles in one process, keeps the first queue.
+    let log = LOG.get_or_init(|| {
+        let queue = match is_terminal {
+            true => LogQueue::start(AboveStatusLine(io::stdout())),
+            false => LogQueue::start(io::stdout()),
+        };
+        Log { queue, json }
+    });
     match role {
-        Role::Server => install(filter, json, is_terminal, || ToLines),
+        Role::Server => install(filter, json, is_terminal, move || &log.queue),
         _ if is_terminal => install(filter, json, true, || AboveStatusLine(io::stdout())),
         _ => install(filter, json, false, io::stdout),
     }
     Ok(())
 }
 
-/// Writes what nobody waited for, for no longer than `limit`; from here on nothing more is logged that way.
+/// Waits until the queued lines are written, no longer than `limit`, and queues no more.
 pub(crate) fn finish(limit: Duration) {
-    if let Some(lines) = LINES.get() {
-        lines.writer.finish(limit);
+    if let Some(log) = LOG.get() {
+        log.queue.finish(limit);
     }
 }
 
-/// Lines that were never written, since their reader was too slow or gone.
+/// Returns the number of lines that were never written, because their reader was too slow or gone.
 pub(crate) fn lines_lost() -> u64 {
-    LINES.get().map_or(0, |lines| lines.writer.lost())
+    LOG.get().map_or(0, |log| log.queue.lost_lines())
 }
 
-/// Where outcomes go; none in a tool.
-pub(super) fn outcome_lines() -> Option<&'static Lines> {
-    LINES.get()
-}
-
-/// Events of a server.
-struct ToLines;
-
-impl Write for ToLines {
-    /// The whole of `bytes`, which is one line.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(lines) = LINES.get() {
-            lines.writer.write(bytes);
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Returns where outcomes go; none in a tool.
+pub(super) fn outcome_log() -> Option<&'static Log> {
+    LOG.get()
 }
 
 fn install<W: for<'w> MakeWriter<'w> + Send + Sync + 'static>(

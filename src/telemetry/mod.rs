@@ -3,7 +3,7 @@
 
 pub(crate) mod health;
 pub(crate) mod instance;
-mod line_writer;
+mod log_queue;
 pub(crate) mod logs;
 pub(crate) mod metrics;
 mod outcome_line;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use clap::ValueEnum;
 use tracing::Level;
 
-use super::logs::{OUTCOME, on_one_line, outcome_lines};
+use super::logs::{OUTCOME, on_one_line, outcome_log};
 use super::outcome_line::OutcomeLine;
 use super::trace::Trace;
 use crate::outcome::Outcome;
@@ -55,16 +55,16 @@ impl OutcomeLog {
         if !is_wanted || !tracing::enabled!(target: OUTCOME, Level::INFO) {
             return;
         }
-        let Some(lines) = outcome_lines() else { return };
+        let Some(log) = outcome_log() else { return };
         let mut line = Vec::with_capacity(LINE_BYTES);
-        if lines.json {
+        if log.json {
             // Serializing plain values into memory cannot fail.
             let _ = serde_json::to_writer(&mut line, &OutcomeLine::new(outcome, trace, self.method));
             line.push(b'\n');
         } else {
             line.extend_from_slice(text_line(outcome).as_bytes());
         }
-        lines.writer.write(&line);
+        log.queue.push(&line);
     }
 }
 
