@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -157,61 +158,100 @@ async fn only_the_outcomes_that_are_wanted_are_logged() {
     }
 }
 
-/// Its log is a pipe that nobody reads until the end: pushes are answered all the same, and what had room is there then.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_push_waits_for_a_log_that_nobody_reads_and_at_the_end_nothing_that_had_room_is_lost() {
     const PUSHES: usize = 600;
-    let origin = Origin::start(&["example.com".to_owned()], |_| cacheable()).await;
-    let (mut output, input) = std::io::pipe().unwrap();
-    let mut junk = input.try_clone().unwrap();
-    let port = free_port();
-    let (connect_to, port_text) = (format!("*={}", origin.addr), port.to_string());
-    let mut command = command(&[
-        "serve",
-        "--listen",
-        "127.0.0.1",
-        "--port",
-        &port_text,
-        "--insecure-accept-unauthenticated",
-        "--connect-to",
-        &connect_to,
-        "--region",
-        "r",
-    ]);
-    command.stdout(input);
-    let mut serve = command.spawn().unwrap();
-    drop(command);
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let url = format!("http://127.0.0.1:{port}/");
-    eventually("it listens", async || http.get(format!("{url}health")).send().await.ok().map(drop)).await;
-    // From here on nothing more fits into the pipe than it holds now.
-    let filler = Arc::new(AtomicBool::new(false));
-    let full = filler.clone();
-    std::thread::spawn(move || {
-        // Ends with the pipe, at the latest.
-        while junk.write_all(b"\n").is_ok() && !full.load(Ordering::Relaxed) {}
-    });
+    let mut unread = Unread::start().await;
     for number in 0..PUSHES {
-        let answer =
-            http.post(&url).body(push(number, &format!("http://example.com/{number}"))).send().await.unwrap();
-        assert_eq!(answer.status(), 204);
+        unread.push(number).await;
     }
     // The reader is back, and then it stops.
-    filler.store(true, Ordering::Relaxed);
+    unread.filler.store(true, Ordering::Relaxed);
+    let mut output = unread.output;
     let text = Arc::new(Mutex::new(String::new()));
     let reading = {
         let text = text.clone();
         std::thread::spawn(move || output.read_to_string(&mut text.lock().unwrap()))
     };
-    let pid = nix::unistd::Pid::from_raw(serve.id().unwrap().try_into().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert!(serve.wait().await.unwrap().success());
+    terminate(&unread.serve);
+    assert!(unread.serve.wait().await.unwrap().success());
     reading.join().unwrap().unwrap();
     let text = text.lock().unwrap();
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let outcomes = lines.iter().filter(|line| line.get("verdict").is_some()).count();
     assert_eq!(outcomes, PUSHES);
     assert!(text.contains("serve stopped"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_does_not_delay_the_exit_beyond_its_limit() {
+    // More than the pipe holds.
+    const PUSHES: usize = 200;
+    let mut unread = Unread::start().await;
+    for number in 0..PUSHES {
+        unread.push(number).await;
+    }
+    terminate(&unread.serve);
+    let status = tokio::time::timeout(Duration::from_secs(10), unread.serve.wait()).await;
+    assert!(status.expect("it ends within 10 s").unwrap().success());
+}
+
+/// A `serve` whose log is a full pipe that nobody reads.
+struct Unread {
+    serve: tokio::process::Child,
+    output: std::io::PipeReader,
+    /// Set to end the thread that fills the pipe.
+    filler: Arc<AtomicBool>,
+    http: reqwest::Client,
+    url: String,
+    _origin: Origin,
+}
+
+impl Unread {
+    async fn start() -> Self {
+        let origin = Origin::start(&["example.com".to_owned()], |_| cacheable()).await;
+        let (output, input) = std::io::pipe().unwrap();
+        let mut junk = input.try_clone().unwrap();
+        let port = free_port();
+        let (connect_to, port_text) = (format!("*={}", origin.addr), port.to_string());
+        let mut command = command(&[
+            "serve",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            &port_text,
+            "--insecure-accept-unauthenticated",
+            "--connect-to",
+            &connect_to,
+            "--region",
+            "r",
+        ]);
+        command.stdout(input);
+        let serve = command.spawn().unwrap();
+        drop(command);
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("http://127.0.0.1:{port}/");
+        eventually("it listens", async || http.get(format!("{url}health")).send().await.ok().map(drop)).await;
+        // From here on nothing more fits into the pipe than it holds now.
+        let filler = Arc::new(AtomicBool::new(false));
+        let full = filler.clone();
+        std::thread::spawn(move || {
+            // Ends with the pipe, at the latest.
+            while junk.write_all(b"\n").is_ok() && !full.load(Ordering::Relaxed) {}
+        });
+        Self { serve, output, filler, http, url, _origin: origin }
+    }
+
+    async fn push(&self, number: usize) {
+        let body = push(number, &format!("http://example.com/{number}"));
+        let answer = self.http.post(&self.url).body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
+    }
+}
+
+fn terminate(process: &tokio::process::Child) {
+    let pid = nix::unistd::Pid::from_raw(process.id().unwrap().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
 }
 
 /// A port that was free a moment ago: the log, which would name one, is not read here.
