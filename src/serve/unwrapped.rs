@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use http::HeaderMap;
 
-use super::envelope::{NotAPush, Push};
+use super::envelope::{EnvelopeError, Push};
 
 /// The names of attributes: options, coordinates, and what tells a pack.
 const ATTRIBUTES: [&str; 2] = ["warm-", "kafka-"];
@@ -22,11 +22,11 @@ const CONTENT_TYPE: &str = "content-type";
 /// repeated one the last value counts.
 ///
 /// # Errors
-/// [`NotAPush`] where the body is a wrapped push, and where an attribute is not UTF-8, which Pub/Sub does not carry.
-pub(super) fn parse<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<Push<'a>, NotAPush> {
+/// [`EnvelopeError`] where the body is a wrapped push, and where an attribute is not UTF-8, which Pub/Sub does not carry.
+pub(super) fn parse<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<Push<'a>, EnvelopeError> {
     // No URL starts so; where --malformed is ack, it would be gone.
     if body.trim_ascii_start().starts_with(b"{") {
-        return Err(NotAPush::Wrapped);
+        return Err(EnvelopeError::Wrapped);
     }
     let metadata = |name: &str| {
         let text = headers.get(name)?.to_str().ok()?;
@@ -37,7 +37,7 @@ pub(super) fn parse<'a>(headers: &'a HeaderMap, body: &'a [u8]) -> Result<Push<'
         let name = name.as_str();
         if name == CONTENT_TYPE || ATTRIBUTES.iter().any(|prefix| name.starts_with(prefix)) {
             let value = std::str::from_utf8(value.as_bytes())
-                .map_err(|_| NotAPush::HeaderNotUtf8(name.to_owned()))?;
+                .map_err(|_| EnvelopeError::HeaderNotUtf8(name.to_owned()))?;
             attributes.insert(Cow::Borrowed(name), Cow::Borrowed(value));
         }
     }

@@ -4,10 +4,8 @@
 //! failures are answered differently: a body that is no push always gets 400, bad data goes by `--malformed`.
 //! The shape is that of <https://cloud.google.com/pubsub/docs/push>.
 //!
-//! What is usual is read in one pass, by `quick`; all else, and every error, is for the thorough reading here. Next to
-//! read: `request.rs`.
-
-mod quick;
+//! One pass over the text finds the members that matter; their values are kept as JSON text and decoded afterwards.
+//! Next to read: `request.rs`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,8 +14,8 @@ use std::fmt;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use base64::{DecodeError, Engine as _};
 use jiff::Timestamp;
-use serde::Deserializer as _;
-use serde::de::{MapAccess, Visitor};
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The one message of a push. Text borrows from the body wherever JSON did not escape it.
@@ -39,7 +37,7 @@ pub(crate) struct Push<'a> {
 
 /// Why a body is no push. Says what is wrong and where; never repeats the body.
 #[derive(Debug)]
-pub(crate) enum NotAPush {
+pub(crate) enum EnvelopeError {
     /// Bytes that are not UTF-8, from this offset on.
     NotUtf8(usize),
     ByteOrderMark,
@@ -70,44 +68,20 @@ pub(crate) enum NotAPush {
 /// long as it has an id, a publish time or attributes: Pub/Sub allows messages of attributes alone, and one that was
 /// answered like a foreign body could never be acknowledged.
 ///
-/// Everything else is taken where it is usable and passed over where it is not, unknown or of the wrong type, however
-/// deeply nested. Fields are read in camel case and in snake case: Pub/Sub sends both at once, and camel case wins.
+/// A second `message` or `data` is an error: two parsers could see two different messages. Every other member is used
+/// if its value is usable and skipped if it is not, whether it is unknown, of another type or deeply nested. Members are
+/// read in camel case and in snake case: Pub/Sub sends both at once, and camel case wins.
 ///
 /// # Errors
-/// [`NotAPush`] for every other body. Size is not looked at; the caller has read no more than it allows.
-pub(crate) fn parse(body: &[u8]) -> Result<Push<'_>, NotAPush> {
-    // Up front and for the whole body, since the JSON parser does not look into the strings that it skips.
-    let text = std::str::from_utf8(body).map_err(|error| NotAPush::NotUtf8(error.valid_up_to()))?;
-    quick(text).map_or_else(|| thorough(text), Ok)
-}
-
-/// The push that `text` is, if it is a usual one; the very one then that [`thorough`] finds.
-pub(crate) fn quick(text: &str) -> Option<Push<'_>> {
-    quick::read(text)
-}
-
-/// Reads every body, each level by a scan of its own.
-///
-/// # Errors
-/// As [`parse`].
-pub(crate) fn thorough(text: &str) -> Result<Push<'_>, NotAPush> {
-    let mut push = Push::default();
-    let mut message = Once::Absent;
-    for_each_member(text, |name, value| match OuterMember::named(&name) {
-        OuterMember::Message => message.set(value),
-        OuterMember::Subscription => {
-            Spelling::Camel.fill(&mut push.subscription, || non_empty_string(value));
-        }
-        OuterMember::DeliveryAttempt(spelling) => spelling.fill(&mut push.delivery_attempt, || count(value)),
-        OuterMember::Other => {}
-    })
-    .map_err(|error| not_an_object(text, error))?;
-
-    match message {
-        Once::Absent => Err(NotAPush::NoMessage),
-        Once::Present(message) => read_message(message, push),
-        Once::Repeated => Err(NotAPush::MessageTwice),
-    }
+/// [`EnvelopeError`] for every other body. The size is not checked; the caller has read no more than it allows.
+pub(crate) fn parse(body: &[u8]) -> Result<Push<'_>, EnvelopeError> {
+    // Up front and for the whole body, because the JSON parser does not look into the strings that it skips.
+    let text = std::str::from_utf8(body).map_err(|error| EnvelopeError::NotUtf8(error.valid_up_to()))?;
+    let mut reader = Reader::default();
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = json.deserialize_map(&mut reader).and_then(|()| json.end());
+    read.map_err(|error| reader.reason(text, error))?;
+    reader.finish()
 }
 
 impl Push<'_> {
@@ -117,70 +91,122 @@ impl Push<'_> {
     }
 }
 
-/// What a member of the outer object is, by its name.
-#[derive(Debug, Clone, Copy)]
-enum OuterMember {
-    Message,
-    Subscription,
-    DeliveryAttempt(Spelling),
-    Other,
+/// The state of one pass over a body; as a visitor it reads the outer object.
+#[derive(Default)]
+struct Reader<'a> {
+    push: Push<'a>,
+    messages: u32,
+    data: Once<'a>,
 }
 
-impl OuterMember {
-    fn named(name: &str) -> Self {
-        match name {
-            "message" => Self::Message,
-            "subscription" => Self::Subscription,
-            "deliveryAttempt" => Self::DeliveryAttempt(Spelling::Camel),
-            "delivery_attempt" => Self::DeliveryAttempt(Spelling::Snake),
-            _ => Self::Other,
+impl<'a> Visitor<'a> for &mut Reader<'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut members: A) -> Result<(), A::Error> {
+        while let Some(name) = members.next_key::<&'a RawValue>()? {
+            match string(name.get()).as_deref() {
+                Some("message") => {
+                    self.messages = self.messages.saturating_add(1);
+                    if self.messages == 1 {
+                        let read = |name: Cow<'a, str>, value| self.message_member(&name, value);
+                        members.next_value_seed(Members(read))?;
+                    } else {
+                        members.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Some(name) => self.outer_member(name, members.next_value::<&'a RawValue>()?.get()),
+                None => _ = members.next_value::<IgnoredAny>()?,
+            }
         }
+        Ok(())
     }
 }
 
-/// What a member of the message is, by its name.
-#[derive(Debug, Clone, Copy)]
-enum MessageMember {
-    Data,
-    Attributes,
-    Id(Spelling),
-    PublishTime(Spelling),
-    OrderingKey(Spelling),
-    Other,
-}
-
-impl MessageMember {
-    fn named(name: &str) -> Self {
+impl<'a> Reader<'a> {
+    fn outer_member(&mut self, name: &str, value: &'a str) {
+        let push = &mut self.push;
         match name {
-            "data" => Self::Data,
-            "attributes" => Self::Attributes,
-            "messageId" => Self::Id(Spelling::Camel),
-            "message_id" => Self::Id(Spelling::Snake),
-            "publishTime" => Self::PublishTime(Spelling::Camel),
-            "publish_time" => Self::PublishTime(Spelling::Snake),
-            "orderingKey" => Self::OrderingKey(Spelling::Camel),
-            "ordering_key" => Self::OrderingKey(Spelling::Snake),
-            _ => Self::Other,
+            "subscription" => Spelling::Camel.fill(&mut push.subscription, || non_empty_string(value)),
+            "deliveryAttempt" => Spelling::Camel.fill(&mut push.delivery_attempt, || count(value)),
+            "delivery_attempt" => Spelling::Snake.fill(&mut push.delivery_attempt, || count(value)),
+            _ => {}
         }
+    }
+
+    fn message_member(&mut self, name: &str, value: &'a str) {
+        let push = &mut self.push;
+        match name {
+            "data" => self.data.set(value),
+            "attributes" => {
+                if let Some(attributes) = attributes(value) {
+                    push.attributes = attributes;
+                }
+            }
+            "messageId" => Spelling::Camel.fill(&mut push.message_id, || non_empty_string(value)),
+            "message_id" => Spelling::Snake.fill(&mut push.message_id, || non_empty_string(value)),
+            "publishTime" => Spelling::Camel.fill(&mut push.publish_time, || time(value)),
+            "publish_time" => Spelling::Snake.fill(&mut push.publish_time, || time(value)),
+            "orderingKey" => Spelling::Camel.fill(&mut push.ordering_key, || non_empty_string(value)),
+            "ordering_key" => Spelling::Snake.fill(&mut push.ordering_key, || non_empty_string(value)),
+            _ => {}
+        }
+    }
+
+    /// What the body is instead of JSON of the right shape; called on failure only.
+    fn reason(&self, text: &str, error: serde_json::Error) -> EnvelopeError {
+        if text.starts_with('\u{feff}') {
+            EnvelopeError::ByteOrderMark
+        } else if text.trim_start().starts_with("http") {
+            EnvelopeError::Unwrapped
+        } else if !error.is_data() {
+            EnvelopeError::NotJson(error)
+        } else if self.messages == 0 {
+            EnvelopeError::NotAnObject
+        } else {
+            EnvelopeError::MessageNotAnObject
+        }
+    }
+
+    /// Judges what was read and decodes the data.
+    fn finish(self) -> Result<Push<'a>, EnvelopeError> {
+        let mut push = self.push;
+        match self.messages {
+            0 => return Err(EnvelopeError::NoMessage),
+            1 => {}
+            _ => return Err(EnvelopeError::MessageTwice),
+        }
+        push.data = match self.data {
+            Once::Absent | Once::Present("null") => Vec::new(),
+            Once::Present(value) if value.starts_with('"') => {
+                // It is no text where it holds a lone surrogate, which is no base64 either.
+                decode(&string(value).ok_or(EnvelopeError::DataNotBase64(0))?)?
+            }
+            Once::Present(_) => return Err(EnvelopeError::DataNotAString),
+            Once::Repeated => return Err(EnvelopeError::DataTwice),
+        };
+        let is_empty = push.data.is_empty()
+            && push.message_id.is_none()
+            && push.publish_time.is_none()
+            && push.attributes.is_empty();
+        if is_empty { Err(EnvelopeError::MessageEmpty) } else { Ok(push) }
     }
 }
 
-/// How a name is written that has two spellings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which of its two spellings a member's name has.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Spelling {
     Camel,
     Snake,
 }
 
 impl Spelling {
-    /// Whether a value under this spelling is looked at where the field is filled like this so far.
-    fn counts<T>(self, field: &Option<T>) -> bool {
-        self == Self::Camel || field.is_none()
-    }
-
-    /// Fills the field with the value, if that is usable and counts.
+    /// Fills the field with the value if that is usable, and if no value in camel case is there already.
     fn fill<T>(self, field: &mut Option<T>, value: impl FnOnce() -> Option<T>) {
-        if self.counts(field)
+        if (self == Self::Camel || field.is_none())
             && let Some(value) = value()
         {
             *field = Some(value);
@@ -188,38 +214,10 @@ impl Spelling {
     }
 }
 
-fn read_message<'a>(message: &'a str, mut push: Push<'a>) -> Result<Push<'a>, NotAPush> {
-    let mut data = Once::Absent;
-    for_each_member(message, |name, value| match MessageMember::named(&name) {
-        MessageMember::Data => data.set(value),
-        MessageMember::Attributes => {
-            push.attributes = attributes(value).unwrap_or_else(|| std::mem::take(&mut push.attributes))
-        }
-        MessageMember::Id(spelling) => spelling.fill(&mut push.message_id, || non_empty_string(value)),
-        MessageMember::PublishTime(spelling) => spelling.fill(&mut push.publish_time, || time(value)),
-        MessageMember::OrderingKey(spelling) => {
-            spelling.fill(&mut push.ordering_key, || non_empty_string(value));
-        }
-        MessageMember::Other => {}
-    })
-    .map_err(|_| NotAPush::MessageNotAnObject)?;
-
-    push.data = match data {
-        Once::Absent | Once::Present("null") => Vec::new(),
-        Once::Present(value) if value.starts_with('"') => {
-            // Without text it holds a lone surrogate, which is no base64 either.
-            decode(&string(value).ok_or(NotAPush::DataNotBase64(0))?)?
-        }
-        Once::Present(_) => return Err(NotAPush::DataNotAString),
-        Once::Repeated => return Err(NotAPush::DataTwice),
-    };
-    let says_nothing = push.message_id.is_none() && push.publish_time.is_none() && push.attributes.is_empty();
-    if push.data.is_empty() && says_nothing { Err(NotAPush::MessageEmpty) } else { Ok(push) }
-}
-
-/// A field that may be there once. Two of one name are two messages to two parsers, so none of them is taken.
-#[derive(Clone, Copy)]
+/// The JSON text of a member that may be there once.
+#[derive(Clone, Copy, Default)]
 enum Once<'a> {
+    #[default]
     Absent,
     Present(&'a str),
     Repeated,
@@ -234,41 +232,39 @@ impl<'a> Once<'a> {
     }
 }
 
-/// Shows `see` each member of the JSON object that `text` is: its name, unescaped, and its value's JSON text.
+/// Passes each member of a JSON object to a function: its name, unescaped, and the JSON text of its value.
 ///
-/// Values are checked against the grammar and skipped, without recursion, so that no nesting is too deep; each level
-/// that matters is then read by another call. Names are taken as raw JSON too, since a lone surrogate in one that
-/// does not concern us is valid JSON (RFC 8259, section 8.2) but no `str`.
-///
-/// # Errors
-/// A syntax error; or, where it is an error of data, `text` is JSON of another type than object.
-fn for_each_member<'a>(text: &'a str, see: impl FnMut(Cow<'a, str>, &'a str)) -> serde_json::Result<()> {
-    /// Knows maps only: a derived visitor would let an array stand for an object, in field order.
-    struct Members<F>(F);
+/// Values are checked against the grammar and skipped without recursion, so that no nesting is too deep. Names are
+/// taken as raw JSON too: a lone surrogate is valid JSON (RFC 8259, section 8.2) but no `str`, and such a member is
+/// skipped. The visitor knows maps only: a derived one would let an array stand for an object, in field order.
+struct Members<F>(F);
 
-    impl<'a, F: FnMut(Cow<'a, str>, &'a str)> Visitor<'a> for Members<F> {
-        type Value = ();
+impl<'a, F: FnMut(Cow<'a, str>, &'a str)> Visitor<'a> for Members<F> {
+    type Value = ();
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'a>>(mut self, mut members: A) -> Result<(), A::Error> {
-            while let Some((name, value)) = members.next_entry::<&'a RawValue, &'a RawValue>()? {
-                if let Some(name) = string(name.get()) {
-                    (self.0)(name, value.get());
-                }
-            }
-            Ok(())
-        }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
     }
 
-    let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_map(Members(see))?;
-    json.end()
+    fn visit_map<A: MapAccess<'a>>(mut self, mut members: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = members.next_entry::<&'a RawValue, &'a RawValue>()? {
+            if let Some(name) = string(name.get()) {
+                (self.0)(name, value.get());
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The string that a JSON value's text stands for; nothing for other types and for lone surrogates.
+impl<'a, F: FnMut(Cow<'a, str>, &'a str)> DeserializeSeed<'a> for Members<F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+/// The string that a JSON value's text stands for; `None` for other types and for lone surrogates.
 fn string(value: &str) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix('"')?.strip_suffix('"')?;
     if inner.contains('\\') {
@@ -279,11 +275,7 @@ fn string(value: &str) -> Option<Cow<'_, str>> {
 }
 
 fn non_empty_string(value: &str) -> Option<Cow<'_, str>> {
-    string(value).and_then(non_empty)
-}
-
-fn non_empty(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
-    (!text.is_empty()).then_some(text)
+    string(value).filter(|text| !text.is_empty())
 }
 
 fn time(value: &str) -> Option<Timestamp> {
@@ -292,26 +284,23 @@ fn time(value: &str) -> Option<Timestamp> {
 
 /// A whole number, also one written as a string.
 fn count(value: &str) -> Option<u32> {
-    match string(value) {
-        Some(text) => text.parse().ok(),
-        None => value.parse().ok(),
-    }
+    string(value).as_deref().unwrap_or(value).parse().ok()
 }
 
-/// The members that are strings; of a repeated name the last one.
+/// The members whose values are strings; of a repeated name the last one. `None` where the value is no object.
 fn attributes(value: &str) -> Option<BTreeMap<Cow<'_, str>, Cow<'_, str>>> {
     let mut attributes = BTreeMap::new();
-    for_each_member(value, |name, value| {
+    let add = |name, value| {
         if let Some(value) = string(value) {
             attributes.insert(name, value);
         }
-    })
-    .ok()?;
+    };
+    serde_json::Deserializer::from_str(value).deserialize_map(Members(add)).ok()?;
     Some(attributes)
 }
 
 /// Each of the four engines takes one alphabet and one way to end, so that mixtures and half a padding are errors.
-fn decode(text: &str) -> Result<Vec<u8>, NotAPush> {
+fn decode(text: &str) -> Result<Vec<u8>, EnvelopeError> {
     let is_padded = text.ends_with('=');
     // The usual alphabet is tried before it is looked for: what decodes holds nothing of the other one.
     if let Ok(data) = if is_padded { STANDARD.decode(text) } else { STANDARD_NO_PAD.decode(text) } {
@@ -324,27 +313,14 @@ fn decode(text: &str) -> Result<Vec<u8>, NotAPush> {
         (true, false) => URL_SAFE_NO_PAD,
     };
     engine.decode(text).map_err(|error| {
-        NotAPush::DataNotBase64(match error {
+        EnvelopeError::DataNotBase64(match error {
             DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
             DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
         })
     })
 }
 
-/// What it is instead; called on failure only.
-fn not_an_object(text: &str, error: serde_json::Error) -> NotAPush {
-    if text.starts_with('\u{feff}') {
-        NotAPush::ByteOrderMark
-    } else if text.trim_start().starts_with("http") {
-        NotAPush::Unwrapped
-    } else if error.is_data() {
-        NotAPush::NotAnObject
-    } else {
-        NotAPush::NotJson(error)
-    }
-}
-
-impl fmt::Display for NotAPush {
+impl fmt::Display for EnvelopeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wrapped => {
@@ -377,7 +353,7 @@ impl fmt::Display for NotAPush {
     }
 }
 
-impl std::error::Error for NotAPush {}
+impl std::error::Error for EnvelopeError {}
 
 #[cfg(test)]
 mod tests {
@@ -458,7 +434,7 @@ mod tests {
             ["{}", r#"{"data":""}"#, r#"{"messageId":1}"#, r#"{"attributes":{"a":1},"publishTime":"soon"}"#]
         {
             let body = format!(r#"{{"message":{message}}}"#);
-            assert!(matches!(parse(body.as_bytes()), Err(NotAPush::MessageEmpty)), "{body}");
+            assert!(matches!(parse(body.as_bytes()), Err(EnvelopeError::MessageEmpty)), "{body}");
         }
     }
 
@@ -493,7 +469,7 @@ mod tests {
         }
         // In a string that is skipped, where the JSON parser would not notice.
         let broken = b"{\"x\":\"\xff\",\"message\":{\"data\":\"YQ==\"}}";
-        assert!(matches!(parse(broken), Err(NotAPush::NotUtf8(6))));
+        assert!(matches!(parse(broken), Err(EnvelopeError::NotUtf8(6))));
     }
 
     #[test]
@@ -508,7 +484,7 @@ mod tests {
             "+_8A", "-/8A", "YQ=", "YQ===", "=", "====", "Y", "YR==", "YQ==YQ==", "YWJ j", r"YWJj\n",
             " YWJj", "YWé=",
         ] {
-            assert!(matches!(data(text), Err(NotAPush::DataNotBase64(_))), "{text}");
+            assert!(matches!(data(text), Err(EnvelopeError::DataNotBase64(_))), "{text}");
         }
     }
 
@@ -547,9 +523,9 @@ mod tests {
         let body = push_with(&more, &format!(r#","y":{objects},"subscription":{open}{close}"#));
         let push = parse(body.as_bytes()).unwrap();
         assert_eq!((push.data.as_slice(), push.options().collect::<Vec<_>>()), (URL, vec![("b", "c")]));
-        assert!(matches!(parse(open.as_bytes()), Err(NotAPush::NotAnObject)));
+        assert!(matches!(parse(open.as_bytes()), Err(EnvelopeError::NotAnObject)));
         let data = format!(r#"{{"message":{{"data":{open}{close}}}}}"#);
-        assert!(matches!(parse(data.as_bytes()), Err(NotAPush::DataNotAString)));
+        assert!(matches!(parse(data.as_bytes()), Err(EnvelopeError::DataNotAString)));
     }
 
     #[test]
@@ -587,6 +563,39 @@ mod tests {
         assert_eq!(parse(body.as_bytes()).unwrap().options().collect::<Vec<_>>(), [("a", "ü")]);
     }
 
+    /// Up to seven members with these names, each with a value of any type.
+    fn members(names: &[&'static str]) -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+        let values = vec![
+            r#""YQ==""#,
+            r#""\u0059Q==""#,
+            r#""aHR0cDovL2E=""#,
+            r#""""#,
+            r#""Y Q""#,
+            r#""\ud800""#,
+            "7",
+            "-0.5e3",
+            "1e999",
+            "null",
+            "true",
+            "[]",
+            r#"[{"data":"YQ=="}]"#,
+            r#"{"a":{"data":1}}"#,
+        ];
+        let member = (proptest::sample::select(names.to_vec()), proptest::sample::select(values));
+        proptest::collection::vec(member, 0..7)
+    }
+
+    fn object(members: &[(&str, &str)]) -> String {
+        let members: Vec<String> =
+            members.iter().map(|(name, value)| format!("\"{name}\" : {value}")).collect();
+        format!("{{ {} }}", members.join(",\n"))
+    }
+
+    /// A member's name; empty where it is no text.
+    fn unescaped(name: &str) -> String {
+        serde_json::from_str(&format!("\"{name}\"")).unwrap_or_default()
+    }
+
     proptest! {
         #[test]
         fn a_damaged_body_never_panics(
@@ -608,6 +617,61 @@ mod tests {
             }
             if let Err(error) = parse(&body) {
                 prop_assert!(!error.to_string().is_empty());
+            }
+        }
+
+        #[test]
+        fn members_in_any_order_and_number_are_judged_by_the_rules(
+            outer in members(&["subscription", "deliveryAttempt", "delivery_attempt", "x", "data", "\\ud800"]),
+            message in members(&[
+                "data", "d\\u0061ta", "messageId", "message_id", "messag\\u0065Id", "orderingKey", "ordering_key",
+                "message", "x", "\\udc00",
+            ]),
+            at in any::<proptest::sample::Index>(),
+            again in proptest::option::weighted(0.1, any::<proptest::sample::Index>()),
+        ) {
+            let text = object(&message);
+            let mut all: Vec<(&str, &str)> = outer.clone();
+            all.insert(at.index(outer.len() + 1), ("message", &text));
+            if let Some(again) = again {
+                all.insert(again.index(outer.len() + 2), ("mess\\u0061ge", "{}"));
+            }
+            let body = object(&all);
+            // The last usable value in camel case, else the first one in snake case.
+            let text_of = |members: &[(&str, &str)], camel: &str, snake: &str| {
+                let usable = |name: &str| {
+                    let named = members.iter().filter(|(found, _)| unescaped(found) == name);
+                    let texts = named.filter_map(|(_, value)| serde_json::from_str::<String>(value).ok());
+                    texts.filter(|text| !text.is_empty()).collect::<Vec<_>>()
+                };
+                usable(camel).pop().or(usable(snake).into_iter().next())
+            };
+            let data: Vec<&str> = message
+                .iter()
+                .filter(|(name, _)| unescaped(name) == "data")
+                .map(|(_, value)| *value)
+                .collect();
+            let id = text_of(&message, "messageId", "message_id");
+            match parse(body.as_bytes()) {
+                Err(EnvelopeError::MessageTwice) => prop_assert!(again.is_some()),
+                Err(EnvelopeError::DataTwice) => prop_assert!(data.len() > 1),
+                Err(EnvelopeError::DataNotAString) => prop_assert!(!data[0].starts_with('"')),
+                Err(EnvelopeError::DataNotBase64(_)) => {
+                    let text = serde_json::from_str::<String>(data[0]).unwrap_or("no text".to_owned());
+                    prop_assert!(STANDARD.decode(&text).is_err(), "{}", body);
+                }
+                Err(EnvelopeError::MessageEmpty) => prop_assert!(id.is_none()),
+                Err(error) => prop_assert!(false, "{}: {}", body, error),
+                Ok(push) => {
+                    prop_assert!(again.is_none() && data.len() <= 1, "{}", body);
+                    let text = data.first().and_then(|data| serde_json::from_str::<String>(data).ok());
+                    prop_assert_eq!(STANDARD.decode(text.unwrap_or_default()).ok(), Some(push.data));
+                    prop_assert_eq!(push.message_id.map(Cow::into_owned), id);
+                    let key = text_of(&message, "orderingKey", "ordering_key");
+                    prop_assert_eq!(push.ordering_key.map(Cow::into_owned), key);
+                    let subscription = text_of(&outer, "subscription", "subscription");
+                    prop_assert_eq!(push.subscription.map(Cow::into_owned), subscription);
+                }
             }
         }
 
