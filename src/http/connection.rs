@@ -1,8 +1,16 @@
-//! One connection's life: what its client is late with, so that one that is slow or silent is closed, and how it ends
-//! when the server stops.
+//! The limits on slow clients that hyper lacks, and how a connection ends when the server stops.
 //!
-//! hyper's own timer for heads also counts the time between requests, and nothing in it notices a client that does not
-//! read. So the stream is watched here, from below hyper ([`Watched`]), and the requests from above ([`Exchange`]).
+//! hyper limits the size of a head (`max_buf_size`, `max_headers`), HTTP/2 streams, windows and header lists, resets
+//! (`max_local_error_reset_streams`, `max_pending_accept_reset_streams`) and, by PING, the time until it notices that an
+//! HTTP/2 client is gone; `server.rs` sets these. It has no equivalent for what is here:
+//!
+//! - Time for a head apart from the rest between requests. `header_read_timeout` counts both, so that it would end every
+//!   kept connection after the time of one head.
+//! - Time between requests, and less of it for clients without a good push and while few places are left.
+//! - Clients that do not read: over HTTP/1.1 a write that waits, over HTTP/2 a window that stays closed.
+//! - An end that waits for the client's: a socket that is closed with unread data is reset (RFC 9112, section 9.6).
+//!
+//! [`Watched`] observes the stream below hyper, [`Exchange`] the requests above it.
 
 use std::io;
 use std::pin::Pin;
@@ -34,7 +42,9 @@ const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(12);
 /// How long, and for how many bytes, the client may go on sending what nobody wants any more.
 const LINGER_LIMIT: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
-/// How often a connection's lateness is looked at.
+/// How long a connection that rests stays open once its client has been told to leave: HTTP/2 clients end it themselves.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
+/// How often the limits are checked.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What is known about one connection. Cheap to clone.
@@ -90,10 +100,19 @@ impl Life {
         Exchange { life: self.clone(), is_post, is_unsent: false }
     }
 
-    /// Whether a request has come, or had the time to.
-    fn may_be_closed(&self) -> bool {
-        let state = self.state();
-        state.used || state.since.elapsed() >= TICK
+    /// Waits until the server's end is this connection's too. HTTP/2 clients are told to leave as soon as the server
+    /// drains. Another connection is closed only once it rests at the end; a new one, perhaps out of the backlog, has a
+    /// second for the request that it came for. Its state is looked at when this is called, not while it waits.
+    async fn ended(&self, ending: &Ending) {
+        let (is_http2, may_be_closed) = {
+            let state = self.state();
+            (state.is_http2, state.used || state.since.elapsed() >= TICK)
+        };
+        match (is_http2, may_be_closed) {
+            (true, _) => ending.draining.cancelled().await,
+            (false, true) => ending.closing.cancelled().await,
+            (false, false) => std::future::pending().await,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,33 +125,30 @@ impl State {
     /// What the client is late with, if so.
     fn overdue(&self, is_crowded: bool, now: Instant) -> Option<Late> {
         let past = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
-        let strict = |limit, crowded: Duration| if is_crowded { crowded } else { limit };
-        if let Some(since) = self.lingering_since {
-            return past(since, LINGER_LIMIT).then_some(Late::Hopeless("goes on sending"));
+        let is_past = |since: Option<Instant>, limit| since.is_some_and(|since| past(since, limit));
+        let (head_limit, idle_limit) = match (is_crowded, self.proven) {
+            (false, true) => (HEAD_LIMIT, IDLE_LIMIT),
+            (false, false) => (HEAD_LIMIT, STRANGER_IDLE_LIMIT),
+            (true, true) => (CROWDED_LIMIT, CROWDED_IDLE_LIMIT),
+            (true, false) => (CROWDED_LIMIT, CROWDED_LIMIT),
+        };
+        if self.lingering_since.is_some() {
+            return is_past(self.lingering_since, LINGER_LIMIT).then_some(Late::Hopeless("goes on sending"));
         }
-        let does_not_read = self.blocked_since.is_some_and(|since| past(since, READ_LIMIT))
-            || (self.unsent > 0 && past(self.unsent_since, READ_LIMIT));
-        if does_not_read {
+        let is_unread = self.unsent > 0 && past(self.unsent_since, READ_LIMIT);
+        if is_unread || is_past(self.blocked_since, READ_LIMIT) {
             return Some(Late::Hopeless("does not read its answers"));
         }
         if self.under_way > 0 {
             return None;
         }
         if !self.used {
-            let limit = strict(HEAD_LIMIT, CROWDED_LIMIT);
-            return past(self.since, limit).then_some(Late::Hopeless("sent no request"));
+            return past(self.since, head_limit).then_some(Late::Hopeless("sent no request"));
         }
-        if let Some(since) = self.head_since.filter(|_| !self.is_http2)
-            && past(since, strict(HEAD_LIMIT, CROWDED_LIMIT))
-        {
+        if !self.is_http2 && is_past(self.head_since, head_limit) {
             return Some(Late::Hopeless("sent half a request's head"));
         }
-        let limit = if self.proven {
-            strict(IDLE_LIMIT, CROWDED_IDLE_LIMIT)
-        } else {
-            strict(STRANGER_IDLE_LIMIT, CROWDED_LIMIT)
-        };
-        past(self.since, limit).then_some(Late::Idle)
+        past(self.since, idle_limit).then_some(Late::Idle)
     }
 }
 
@@ -223,16 +239,6 @@ impl<S> Watched<S> {
     pub(super) fn new(stream: S, life: Life) -> Self {
         Self { stream, life, lingered_bytes: 0 }
     }
-
-    fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
-        let mut state = self.life.state();
-        if result.is_ready() {
-            state.blocked_since = None;
-        } else {
-            state.blocked_since.get_or_insert_with(Instant::now);
-        }
-        result
-    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -256,20 +262,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(result)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.wrote(result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        let mut state = self.life.state();
+        if result.is_ready() {
+            state.blocked_since = None;
+        } else {
+            state.blocked_since.get_or_insert_with(Instant::now);
+        }
+        drop(state);
+        result
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -316,7 +316,7 @@ pub(super) async fn drive<C>(
 {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut is_told, mut idle_ticks) = (false, 0);
+    let mut goodbye_since = None;
     loop {
         tokio::select! {
             biased;
@@ -326,31 +326,24 @@ pub(super) async fn drive<C>(
                 }
                 return;
             }
-            // Whoever has only just come, perhaps out of the backlog, is given a second for the request that it came for.
-            () = ending.closing.cancelled(), if !is_told && life.may_be_closed() => {
-                is_told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            // Which version it speaks is known once a request has come: then every second, from the first one on.
-            () = ending.draining.cancelled(), if !is_told && life.state().is_http2 => {
-                is_told = true;
+            () = life.ended(&ending), if goodbye_since.is_none() => {
+                goodbye_since = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
             _ = tick.tick() => {
                 let is_crowded = places.available_permits() < max_places / 8;
+                let now = Instant::now();
                 // Not in the match: it would stay locked while the connection ends what it has.
-                let late = life.state().overdue(is_crowded, Instant::now());
-                match late {
-                    None => idle_ticks = 0,
-                    Some(Late::Idle) if idle_ticks == 0 => {
-                        idle_ticks = 1;
-                        is_told = true;
+                let late = life.state().overdue(is_crowded, now);
+                match (late, goodbye_since) {
+                    (None, _) => {}
+                    (Some(Late::Idle), None) => {
+                        goodbye_since = Some(now);
                         connection.as_mut().graceful_shutdown();
                     }
-                    // Two seconds for the last words.
-                    Some(Late::Idle) if idle_ticks <= 2 => idle_ticks += 1,
-                    Some(Late::Idle) => return,
-                    Some(Late::Hopeless(why)) => {
+                    (Some(Late::Idle), Some(since)) if now.duration_since(since) <= GOODBYE_LIMIT => {}
+                    (Some(Late::Idle), Some(_)) => return,
+                    (Some(Late::Hopeless(why)), _) => {
                         tracing::debug!("closing a connection whose client {why}");
                         return;
                     }
