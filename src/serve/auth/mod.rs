@@ -1,7 +1,7 @@
 //! Who knocks: whether a push comes from the subscription that it must come from, by the OIDC token that it carries.
 //!
-//! [`Auth::check`] is all of it. `token` reads the header and the claims, `key_set` checks signatures, `cache` keeps the
-//! key server's keys, `refusal` names what was wrong. Nothing here reads a body, or answers.
+//! [`Auth::check`] is all of it. `token` reads the header and the claims, `key_set` has `jsonwebtoken` verify them, `cache`
+//! keeps the key server's keys, `refusal` names what was wrong. Nothing here reads a body, or answers.
 
 mod cache;
 mod key_set;
@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::builder::BoolishValueParser;
 use http::HeaderMap;
+use jsonwebtoken::Validation;
 use tokio_util::sync::CancellationToken;
 use url::{Host, Url};
 
@@ -26,7 +27,7 @@ use cache::KeyCache;
 use key_set::Verified;
 pub(crate) use refusal::{Reason, Refusal};
 use refusal::{Refusals, shown};
-use token::{Expected, Token};
+use token::{Expected, Unverified};
 
 /// Where Google publishes the keys of its OIDC tokens.
 const GOOGLES_KEYS: &str = "https://www.googleapis.com/oauth2/v3/certs";
@@ -99,7 +100,7 @@ enum Belief {
 #[derive(Debug)]
 enum Trust {
     Everybody,
-    Signature(Expected, KeyCache),
+    Signature(Expected, Box<Validation>, KeyCache),
     Platform(Expected, Verified),
 }
 
@@ -120,7 +121,8 @@ impl Auth {
                         "--push-jwks-url {url}: over plain http, whoever sits between can forge every token"
                     );
                 }
-                Trust::Signature(expected, KeyCache::new(url, stop)?)
+                let validation = Box::new(expected.validation());
+                Trust::Signature(expected, validation, KeyCache::new(url, stop)?)
             }
         };
         let (known, verified) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -136,7 +138,7 @@ impl Auth {
     pub(super) fn is_ready(&self) -> bool {
         match &self.0.trust {
             Trust::Everybody | Trust::Platform(..) => true,
-            Trust::Signature(_, keys) => keys.is_ready(),
+            Trust::Signature(.., keys) => keys.is_ready(),
         }
     }
 
@@ -169,10 +171,10 @@ impl Auth {
 
 impl Trust {
     async fn check(&self, headers: &HeaderMap) -> Result<Belief, Refusal> {
-        let (expected, keys) = match self {
+        let (expected, validation, keys) = match self {
             Self::Everybody => return Ok(Belief::Unchecked),
             Self::Platform(expected, verified) => return check_platform(headers, expected, verified),
-            Self::Signature(expected, keys) => (expected, keys),
+            Self::Signature(expected, validation, keys) => (expected, validation, keys),
         };
 
         // 1. The token; one that was verified before and has not expired needs no more.
@@ -183,9 +185,7 @@ impl Trust {
         }
 
         // 2. All that takes no key: a fetch is never started for what would be refused anyway.
-        let token = Token::parse(text)?;
-        token.check_algorithm()?;
-        token.claims.check(expected, now_s)?;
+        let token = unverified(text, expected, now_s)?;
         let kid = token.key_id()?;
 
         // 3. The key, and the signature by it.
@@ -193,9 +193,9 @@ impl Trust {
             Ok(set) => set,
             Err(cache::NoKeys) => return Err(Refusal::new(Reason::NoKeys, "no key set to check it with")),
         };
-        match set.verify(kid, &token) {
-            Some(true) => {}
-            Some(false) => return Err(Refusal::new(Reason::Signature, "the signature is not its key's")),
+        match set.verify(kid, text, validation) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(Refusal::new(Reason::Signature, shown(&error.to_string()))),
             None => return Err(Refusal::new(Reason::UnknownKey, format!("no key \"{}\"", shown(kid)))),
         }
         set.verified().add(text, token.claims.expiry_s().unwrap_or_default());
@@ -210,15 +210,21 @@ fn check_platform(headers: &HeaderMap, expected: &Expected, verified: &Verified)
     if verified.has(text, now_s) {
         return Ok(Belief::Known);
     }
-    let token = Token::parse(text)?;
-    token.check_algorithm()?;
-    token.claims.check(expected, now_s)?;
+    let token = unverified(text, expected, now_s)?;
     if token.signature != REMOVED_SIGNATURE {
         let detail = "the signature is still there: no front end has checked it (--trust-platform-auth)";
         return Err(Refusal::new(Reason::Signature, detail));
     }
     verified.add(text, token.claims.expiry_s().unwrap_or_default());
     Ok(Belief::Verified)
+}
+
+/// Checks everything of a token but its signature.
+fn unverified<'a>(text: &'a str, expected: &Expected, now_s: f64) -> Result<Unverified<'a>, Refusal> {
+    let token = Unverified::parse(text)?;
+    token.check_algorithm()?;
+    token.claims.check(expected, now_s)?;
+    Ok(token)
 }
 
 impl AuthArgs {
@@ -293,8 +299,53 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    use super::key_set::KeySet;
     use super::tokens::{ACCOUNT, AUDIENCE, Keys};
     use super::*;
+
+    /// Whether `jsonwebtoken` accepts the case of the list by itself, verified with key a whatever its `kid` says.
+    fn is_accepted_by_jsonwebtoken(keys: &Keys, set: &KeySet, validation: &Validation, name: &str) -> bool {
+        let lines = keys.lines(name, "http://127.0.0.1:1/");
+        let [line] = &lines[..] else { return false };
+        let Some(token) = line.strip_prefix(b"Authorization: Bearer ") else { return false };
+        set.verify("key-a", str::from_utf8(token).unwrap(), validation).unwrap().is_ok()
+    }
+
+    #[test]
+    fn jsonwebtoken_rejects_all_but_what_is_checked_in_front_of_it() {
+        let list = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpora/jwt_cases.md");
+        let list = std::fs::read_to_string(list).unwrap();
+        let (_, refused) = list.split_once("all refused").unwrap();
+        let keys = Keys::new();
+        let set = KeySet::parse(keys.published(1).as_bytes()).unwrap();
+        let expected = Expected { audience: AUDIENCE.to_owned(), service_account: ACCOUNT.to_owned() };
+        let validation = expected.validation();
+        let names = refused.lines().filter_map(|line| line.strip_prefix("- `")?.split_once('`'));
+        let accepted: Vec<&str> = names
+            .filter(|(name, stage)| !name.starts_with("kid-") && !stage.contains("stage 2"))
+            .map(|(name, _)| name)
+            .filter(|name| is_accepted_by_jsonwebtoken(&keys, &set, &validation, name))
+            .collect();
+        let expected = [
+            "oversize-60k",
+            "payload-not-utf8",
+            "iss-array",
+            "email-other",
+            "email-missing",
+            "email-and-verified-missing",
+            "email-null",
+            "email-array",
+            "email-suffix",
+            "email-nul",
+            "email-verified-false",
+            "email-verified-missing",
+            "email-verified-string",
+            "email-verified-one",
+            "email-verified-null",
+            "iat-1h-ahead",
+        ];
+        assert_eq!(accepted, expected);
+    }
 
     /// A key server that is asked once.
     async fn key_server(published: String) -> Url {
@@ -331,7 +382,7 @@ mod tests {
             let auth = Auth::new(args, CancellationToken::new()).unwrap();
             assert!(is_believed(&auth, &token).await);
             let set = match &auth.0.trust {
-                Trust::Signature(_, keys) => keys.current(),
+                Trust::Signature(.., keys) => keys.current(),
                 _ => None,
             };
             let verified = match &auth.0.trust {

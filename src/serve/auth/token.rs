@@ -1,10 +1,15 @@
-//! One token: what stands in the `Authorization` header, in which form, and what it claims (RFC 6750, 7515, 7519, 8725).
+//! What a token says before its signature is verified (RFC 6750, 7515, 7519, 8725), and what `jsonwebtoken` must verify.
 //!
-//! Nothing here looks at the signature; a claim that is found right says nothing before `key_set` has verified it.
+//! The checks here come in front of `jsonwebtoken::decode`, which reads the same text again and has the last word, for
+//! three reasons. A token that would be rejected anyway must not start a fetch of the keys. A token whose signature Cloud
+//! Run has removed cannot be decoded, because `jsonwebtoken` validates claims only behind a signature. And the crate is more
+//! lenient: it accepts `iss` and `aud` lists that hold an expected value, `"crit": null`, claims in a JSON array and, where it
+//! skips them, texts that are not UTF-8; and it knows no `email`, `email_verified` or `iat`.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, header};
+use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -14,16 +19,29 @@ use super::refusal::{Reason, Refusal, shown};
 const MAX_VALUE_BYTES: usize = 16 << 10;
 
 /// How far clocks may be apart, in seconds.
-const TOLERANCE_S: f64 = 30.0;
+const LEEWAY_S: u32 = 30;
 
-/// Who Google says it is: its documents show both spellings.
+/// The issuer of Google's tokens: its documents show both spellings.
 const ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
-/// Whom pushes must come from, and for whom they must be meant.
+/// The values that a push token's claims must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) audience: String,
     pub(super) service_account: String,
+}
+
+impl Expected {
+    /// Returns what `jsonwebtoken` must verify: RS256 and no other algorithm, issuer, audience and times.
+    pub(super) fn validation(&self) -> Validation {
+        let mut validation = Validation::new(Algorithm::RS256);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        validation.set_issuer(&ISSUERS);
+        validation.set_audience(&[&self.audience]);
+        validation.validate_nbf = true;
+        validation.leeway = LEEWAY_S.into();
+        validation
+    }
 }
 
 /// The one token that the headers carry.
@@ -52,19 +70,17 @@ pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
     }
 }
 
-/// A token in its three parts, the first two read.
+/// A token whose header and claims are read; its signature is not verified.
 #[derive(Debug)]
-pub(super) struct Token<'a> {
+pub(super) struct Unverified<'a> {
     header: Header,
     pub(super) claims: Claims,
-    /// What the signature is over.
-    pub(super) signed: &'a str,
-    /// The signature as it came.
+    /// The signature part as it came.
     pub(super) signature: &'a str,
 }
 
-/// The header's parameters that are understood. Others are passed over, above all those that would choose a key: `jwk`,
-/// `jku`, `x5u`, `x5c`.
+/// The header parameters that are used. Others are ignored, above all those that would choose a key: `jwk`, `jku`,
+/// `x5u`, `x5c`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Header {
@@ -74,7 +90,7 @@ struct Header {
     crit: Option<Value>,
 }
 
-/// What the token says, as far as it matters; a member that is there twice makes the whole malformed.
+/// The claims that are checked; one that is there twice makes the token malformed.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Claims {
@@ -94,18 +110,15 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
     Value::deserialize(deserializer).map(Some)
 }
 
-impl<'a> Token<'a> {
-    /// Reads a compact JWS.
+impl<'a> Unverified<'a> {
+    /// Reads a compact JWS (RFC 7515, section 7.1).
     ///
     /// # Errors
     /// Other than three non-empty parts, of which the first two are base64url without padding and hold one JSON object
     /// each, without a member that matters twice.
     pub(super) fn parse(text: &'a str) -> Result<Self, Refusal> {
         let malformed = |detail| Refusal::new(Reason::Malformed, detail);
-        let mut parts = text.split('.');
-        let (Some(header), Some(claims), Some(signature), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        let [header, claims, signature] = text.splitn(4, '.').collect::<Vec<_>>()[..] else {
             return Err(malformed("a token that has not three parts"));
         };
         if header.is_empty() || claims.is_empty() || signature.is_empty() {
@@ -114,12 +127,11 @@ impl<'a> Token<'a> {
         Ok(Self {
             header: object(header).ok_or_else(|| malformed("a token whose header is no JSON object"))?,
             claims: object(claims).ok_or_else(|| malformed("a token whose claims are no JSON object"))?,
-            signed: &text[..header.len() + 1 + claims.len()],
             signature,
         })
     }
 
-    /// Checks that it says to be signed by RS256, and by nothing else that would have to be understood.
+    /// Checks that the header names RS256 and no extension that would have to be understood.
     ///
     /// # Errors
     /// Any other `alg`, or a `crit` (RFC 7515, section 4.1.11).
@@ -133,10 +145,10 @@ impl<'a> Token<'a> {
         }
     }
 
-    /// The id of the key that it says to be signed with.
+    /// Returns the id of the key that the header names.
     ///
     /// # Errors
-    /// None, or none that is text.
+    /// A `kid` that is missing or no string.
     pub(super) fn key_id(&self) -> Result<&str, Refusal> {
         let kid = &self.header.kid;
         kid.as_str().ok_or_else(|| Refusal::new(Reason::UnknownKey, told("kid", kid)))
@@ -144,7 +156,7 @@ impl<'a> Token<'a> {
 }
 
 impl Claims {
-    /// Checks every claim at this time, in seconds since 1970.
+    /// Checks every claim; `now_s` is in seconds since 1970.
     ///
     /// # Errors
     /// The first claim that is missing, of another type, or not as expected.
@@ -163,19 +175,19 @@ impl Claims {
         if self.email_verified != true {
             return refused(Reason::Account, "email_verified", &self.email_verified);
         }
-        if self.expiry_s().is_none_or(|expiry_s| expiry_s + TOLERANCE_S <= now_s) {
+        if self.expiry_s().is_none_or(|expiry_s| expiry_s + f64::from(LEEWAY_S) <= now_s) {
             return refused(Reason::Expired, "exp", &self.exp);
         }
         for (name, claim) in [("nbf", &self.nbf), ("iat", &self.iat)] {
             let Some(claim) = claim else { continue };
-            if claim.as_f64().is_none_or(|from_s| from_s - TOLERANCE_S > now_s) {
+            if claim.as_f64().is_none_or(|from_s| from_s - f64::from(LEEWAY_S) > now_s) {
                 return refused(Reason::Early, name, claim);
             }
         }
         Ok(())
     }
 
-    /// When it expires, in seconds since 1970.
+    /// Returns the expiry, in seconds since 1970.
     pub(super) fn expiry_s(&self) -> Option<f64> {
         self.exp.as_f64()
     }
@@ -190,7 +202,7 @@ fn told(name: &str, value: &Value) -> String {
     }
 }
 
-/// The JSON object in a part.
+/// Parses the JSON object in a part.
 fn object<T: for<'de> Deserialize<'de>>(part: &str) -> Option<T> {
     let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
     // The parser looks neither into strings that it skips, nor minds a list where a struct is wanted.
@@ -237,8 +249,8 @@ mod tests {
 
     fn parse(header: &str, claims: &str) -> Result<(), Refusal> {
         let text = format!("{}.{}.c2ln", part(header), part(claims));
-        let token = Token::parse(&text)?;
-        assert_eq!((token.signed, token.signature), text.rsplit_once('.').unwrap());
+        let token = Unverified::parse(&text)?;
+        assert_eq!(token.signature, "c2ln");
         token.check_algorithm()?;
         token.key_id().map(drop)
     }
@@ -260,6 +272,8 @@ mod tests {
             (r#"{"alg":"none","alg":"RS256","kid":"k"}"#, "{}"),
             (r#"{"\u0061lg":"none","alg":"RS256","kid":"k"}"#, "{}"),
             (header, r#"{"aud":"a","aud":"b"}"#),
+            (header, r#"{"exp":1e400}"#),
+            (header, r#"{"exp":NaN}"#),
         ] {
             assert_eq!(parse(header, claims).unwrap_err().reason, Reason::Malformed, "{header} {claims}");
         }
@@ -279,7 +293,7 @@ mod tests {
             format!("{header}.e31.c2ln"),
             format!("{header}.{}.c2ln", URL_SAFE_NO_PAD.encode(b"{\"x\":\"\xff\"}")),
         ] {
-            assert_eq!(Token::parse(&bad).unwrap_err().reason, Reason::Malformed, "{bad}");
+            assert_eq!(Unverified::parse(&bad).unwrap_err().reason, Reason::Malformed, "{bad}");
         }
     }
 
@@ -326,6 +340,7 @@ mod tests {
             json!({"iss": "accounts.google.com"}),
             json!({"exp": NOW_S - 29.0}),
             json!({"exp": 1_800_000_000.5}),
+            json!({"exp": u64::MAX}),
             json!({"nbf": NOW_S + 30.0, "iat": NOW_S + 30.0}),
             json!({"iat": "-"}),
         ] {
@@ -344,6 +359,7 @@ mod tests {
             (json!({"exp": NOW_S - 30.0}), Reason::Expired),
             (json!({"exp": (NOW_S + 3600.0).to_string()}), Reason::Expired),
             (json!({"exp": true}), Reason::Expired),
+            (json!({"exp": -1}), Reason::Expired),
             (json!({"exp": "-"}), Reason::Expired),
             (json!({"nbf": NOW_S + 31.0}), Reason::Early),
             (json!({"nbf": null}), Reason::Early),
