@@ -77,7 +77,7 @@ mod warm {
     pub(crate) mod addresses;
     #[path = "../../src/warm/cdn/mod.rs"]
     pub(crate) mod cdn;
-    #[path = "../../src/warm/framing.rs"]
+    #[path = "../../src/warm/http1/framing.rs"]
     mod framing;
     #[path = "../../src/warm/guard.rs"]
     pub(crate) mod guard;
@@ -252,13 +252,13 @@ pub fn cache_headers(data: &[u8]) {
             pop: vec![HeaderName::from_static("x-cache-id")],
             cdns: cdns.parse().into_iter().collect(),
         };
-        let judged = warm::cdn::judge(&speakers, &asked, &response, now);
-        if judged.verdict == verdict::Verdict::Warm {
-            assert!(judged.evidence.header.is_some() && judged.evidence.value.is_some(), "{judged:?}");
+        let assessment = warm::cdn::assess(&speakers, &asked, &response, now);
+        if assessment.verdict == verdict::Verdict::Warm {
+            assert!(assessment.evidence.header.is_some() && assessment.evidence.value.is_some(), "{assessment:?}");
         }
-        let texts = [judged.evidence.value, judged.evidence.cdn, judged.evidence.pop, judged.evidence.etag];
+        let texts = [assessment.evidence.value, assessment.evidence.cdn, assessment.evidence.pop, assessment.evidence.etag];
         assert!(texts.iter().flatten().all(|text| text.len() <= 256), "{texts:?}");
-        let _ = judged.verdict.to_string();
+        let _ = assessment.verdict.to_string();
     }
 }
 

@@ -1,20 +1,20 @@
 //! Reads a response's content to its end and drops it, piece by piece, so that its size does not matter.
 
 use std::error::Error;
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use futures_util::poll;
-use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 
 use super::connections::{Home, InUse};
-use super::http1::Reading;
+use super::http1::BodyReader;
 use crate::verdict::Failure;
 
 /// A body this short is read, if it comes this fast, even where its status made the verdict already: the connection can
@@ -30,32 +30,33 @@ pub(super) struct BodyLimits {
     pub(super) bytes: u64,
 }
 
-/// The content of a response. Dropping it gives its connection back, if that is of use again.
-pub(super) struct Content(Protocol);
+/// The body of a response. Dropping it gives its connection back where that may be used again; else it closes the
+/// connection under HTTP/1.1, and resets the stream under HTTP/2.
+pub(super) struct ResponseBody(Protocol);
 
 enum Protocol {
-    Http1(Http1),
-    /// Dropping a content that has not ended resets its stream.
-    Http2(Incoming, #[expect(dead_code, reason = "ends with the content")] InUse),
+    Http1(Http1Body),
+    /// Dropping a body that has not ended resets its stream.
+    Http2(Incoming, #[expect(dead_code, reason = "ends with the body")] InUse),
 }
 
-struct Http1 {
+struct Http1Body {
     /// Until it is dropped.
-    reading: Option<Reading>,
+    reader: Option<BodyReader>,
     home: Home,
 }
 
-impl Drop for Http1 {
+impl Drop for Http1Body {
     fn drop(&mut self) {
-        if let Some(http1) = self.reading.take().and_then(Reading::into_rested) {
+        if let Some(http1) = self.reader.take().and_then(BodyReader::into_idle) {
             self.home.keep(http1);
         }
     }
 }
 
-impl Content {
-    pub(super) fn http1(reading: Reading, home: Home) -> Self {
-        Self(Protocol::Http1(Http1 { reading: Some(reading), home }))
+impl ResponseBody {
+    pub(super) fn http1(reader: BodyReader, home: Home) -> Self {
+        Self(Protocol::Http1(Http1Body { reader: Some(reader), home }))
     }
 
     pub(super) fn http2(incoming: Incoming, in_use: InUse) -> Self {
@@ -63,51 +64,56 @@ impl Content {
     }
 
     /// How many bytes are to come, where that is known.
-    fn left_bytes(&self) -> Option<u64> {
+    fn remaining_bytes(&self) -> Option<u64> {
         match &self.0 {
-            Protocol::Http1(http1) => http1.reading.as_ref()?.left_bytes(),
+            Protocol::Http1(http1) => http1.reader.as_ref()?.remaining_bytes(),
             Protocol::Http2(incoming, _) => incoming.size_hint().exact(),
         }
     }
 
-    /// Reads on, undecoded. How many bytes it was, which `hash` gets; none at the end.
+    /// Reads on, undecoded. Returns how many bytes that were, and shows them to `hash`; none at the end.
     ///
     /// # Errors
-    /// Where it does not end as its framing says.
-    pub(super) async fn read(&mut self, hash: Option<&mut digest::Context>) -> Result<Option<u64>, Failure> {
+    /// Where the body does not end as its framing says.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        hash: Option<&mut digest::Context>,
+    ) -> Poll<Result<Option<u64>, Failure>> {
         match &mut self.0 {
-            Protocol::Http1(http1) => match &mut http1.reading {
-                Some(reading) => reading.read(hash).await,
-                None => Ok(None),
+            Protocol::Http1(http1) => match &mut http1.reader {
+                Some(reader) => reader.poll_read(context, hash),
+                None => Poll::Ready(Ok(None)),
             },
-            Protocol::Http2(incoming, _) => read_http2(incoming, hash).await,
+            Protocol::Http2(incoming, _) => poll_http2(incoming, context, hash),
         }
     }
 }
 
-async fn read_http2(
+fn poll_http2(
     incoming: &mut Incoming,
+    context: &mut Context<'_>,
     hash: Option<&mut digest::Context>,
-) -> Result<Option<u64>, Failure> {
-    let Some(frame) = incoming.frame().await else {
+) -> Poll<Result<Option<u64>, Failure>> {
+    let Some(frame) = ready!(Pin::new(&mut *incoming).poll_frame(context)) else {
         // A stream that is reset with NO_ERROR ends like a whole one, but without its END_STREAM and maybe short of its
         // declared length.
         let is_whole = incoming.size_hint().lower() == 0 && incoming.is_end_stream();
-        return if is_whole { Ok(None) } else { Err(Failure::Truncated) };
+        return Poll::Ready(if is_whole { Ok(None) } else { Err(Failure::Truncated) });
     };
     let frame = frame.map_err(|error| why_broken_off(&error))?;
     if let (Some(hash), Some(data)) = (hash, frame.data_ref()) {
         hash.update(data);
     }
-    Ok(Some(frame.data_ref().map_or(0, Bytes::len) as u64))
+    Poll::Ready(Ok(Some(frame.data_ref().map_or(0, Bytes::len) as u64)))
 }
 
 /// How many bytes are left unread where a content is: none where it is so short that reading it costs less than another
 /// connection, or where its length is not known.
 ///
 /// Dropping a content that has not ended closes its connection under HTTP/1.1, and resets its stream under HTTP/2.
-pub(super) fn worth_leaving(content: &Content) -> Option<u64> {
-    content.left_bytes().filter(|length| *length > DRAINED_BYTES)
+pub(super) fn worth_leaving(body: &ResponseBody) -> Option<u64> {
+    body.remaining_bytes().filter(|length| *length > DRAINED_BYTES)
 }
 
 /// Reads a content to its end; `bytes` counts on, and `hash` gets all of them.
@@ -115,15 +121,15 @@ pub(super) fn worth_leaving(content: &Content) -> Option<u64> {
 /// # Errors
 /// Where it is longer than its limit, comes to a halt, or does not end as its framing says.
 pub(super) async fn read_and_drop(
-    content: &mut Content,
+    body: &mut ResponseBody,
     limits: BodyLimits,
     bytes: &mut u64,
     mut hash: Option<&mut digest::Context>,
 ) -> Result<(), Failure> {
     // One that says so beforehand need not be read.
-    let mut left = limits.bytes.checked_sub(content.left_bytes().unwrap_or(0)).map(|_| limits.bytes);
+    let mut left = limits.bytes.checked_sub(body.remaining_bytes().unwrap_or(0)).map(|_| limits.bytes);
     while let Some(allowed) = left {
-        let mut read = pin!(content.read(hash.as_deref_mut()));
+        let mut read = pin!(poll_fn(|context| body.poll_read(context, hash.as_deref_mut())));
         // Most is there already, and needs no clock.
         let read = match poll!(read.as_mut()) {
             Poll::Ready(read) => read,
@@ -137,11 +143,11 @@ pub(super) async fn read_and_drop(
 }
 
 /// Reads a content that does not matter, if it is short and there soon.
-pub(super) async fn drain(content: &mut Content, bytes: &mut u64) {
-    if content.left_bytes().is_some_and(|left| left <= DRAINED_BYTES) {
+pub(super) async fn drain(body: &mut ResponseBody, bytes: &mut u64) {
+    if body.remaining_bytes().is_some_and(|left| left <= DRAINED_BYTES) {
         let limits = BodyLimits { stall: DRAIN_LIMIT, bytes: DRAINED_BYTES };
         // Nothing depends on it; the connection is closed where it does not end.
-        let _ = timeout(DRAIN_LIMIT, read_and_drop(content, limits, bytes, None)).await;
+        let _ = timeout(DRAIN_LIMIT, read_and_drop(body, limits, bytes, None)).await;
     }
 }
 

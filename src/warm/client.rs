@@ -11,7 +11,7 @@ use url::{Position, Url};
 
 use super::connect::ConnectError;
 use super::connections::Unanswered;
-use super::http1::NoHead;
+use super::http1::HeadError;
 use super::names::NoAddress;
 use super::tls;
 use crate::request::WarmRequest;
@@ -124,7 +124,7 @@ pub(super) fn why_no_response(error: &Unanswered) -> Verdict {
         if let Some(tls) = inside.and_then(|inside| inside.downcast_ref::<rustls::Error>()) {
             return Verdict::Failed(Failure::Tls(tls::reason(tls)));
         }
-        if matches!(current.downcast_ref(), Some(NoHead::TooLarge)) {
+        if matches!(current.downcast_ref(), Some(HeadError::TooLarge)) {
             return Verdict::Failed(Failure::HeadTooLarge);
         }
         if current.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {

@@ -21,9 +21,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use url::Url;
 
-use super::body::Content;
+use super::body::ResponseBody;
 use super::client::{Asked, MAX_INTERIM_RESPONSES};
-use super::http1::{Http1, MAX_HEAD_BYTES, NoHead};
+use super::http1::{HeadError, Http1, MAX_HEAD_BYTES};
 use super::tls::TlsConnector;
 
 /// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to say so: one that died
@@ -87,7 +87,7 @@ pub(super) enum Unanswered {
     /// There is no connection.
     Connect(Box<dyn Error + Send + Sync>),
     /// The connection broke, or what came over it is not HTTP.
-    Http1(NoHead),
+    Http1(HeadError),
     Http2(hyper::Error),
     /// More interim responses than are put up with, over HTTP/2.
     TooManyInterimResponses,
@@ -103,7 +103,7 @@ impl Connections {
     /// # Errors
     /// [`Unanswered`]. A connection that was kept and is closed before it answers is none: another one is used, since GET and
     /// HEAD may be sent twice (RFC 9110, section 9.2.2).
-    pub(super) async fn request(&self, asked: &Asked<'_>) -> Result<(Parts, Content), Unanswered> {
+    pub(super) async fn request(&self, asked: &Asked<'_>) -> Result<(Parts, ResponseBody), Unanswered> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -114,9 +114,9 @@ impl Connections {
             };
             let home = Home(Arc::downgrade(&self.0));
             match connection {
-                Connection::Http1(http1) => match http1.ask(asked).await {
-                    Ok((head, reading)) => return Ok((head, Content::http1(reading, home))),
-                    Err(NoHead::Gone(_)) if was_kept => {}
+                Connection::Http1(http1) => match http1.exchange(asked).await {
+                    Ok((head, reader)) => return Ok((head, ResponseBody::http1(reader, home))),
+                    Err(HeadError::Gone(_)) if was_kept => {}
                     Err(error) => return Err(Unanswered::Http1(error)),
                 },
                 // Boxed likewise.
@@ -136,7 +136,7 @@ async fn ask_http2(
     asked: &Asked<'_>,
     in_use: InUse,
     was_kept: bool,
-) -> Result<Option<(Parts, Content)>, Unanswered> {
+) -> Result<Option<(Parts, ResponseBody)>, Unanswered> {
     let mut request = Request::new(Empty::new());
     *request.method_mut() = asked.method.clone();
     // Its authority becomes `:authority`, which stands for Host (RFC 9113, section 8.3.1).
@@ -158,7 +158,7 @@ async fn ask_http2(
     match sent {
         Ok(response) => {
             let (head, incoming) = response.into_parts();
-            Ok(Some((head, Content::http2(incoming, in_use))))
+            Ok(Some((head, ResponseBody::http2(incoming, in_use))))
         }
         Err(mut error) => {
             let never_left = error.take_message().is_some();
@@ -383,6 +383,10 @@ mod tests {
         String::from_utf8(head).unwrap().to_lowercase()
     }
 
+    async fn read(body: &mut ResponseBody) -> Option<u64> {
+        std::future::poll_fn(|context| body.poll_read(context, None)).await.unwrap()
+    }
+
     /// Sends a request, which this answers, and reads the answer.
     async fn whole(connections: &Connections, stream: impl Future<Output = TcpStream>) -> TcpStream {
         let answered = async {
@@ -395,9 +399,9 @@ mod tests {
             stream
         };
         let asked = async {
-            let (_, mut content) = connections.request(&get()).await.unwrap();
-            assert_eq!(content.read(None).await.unwrap(), Some(5));
-            assert_eq!(content.read(None).await.unwrap(), None);
+            let (_, mut body) = connections.request(&get()).await.unwrap();
+            assert_eq!(read(&mut body).await, Some(5));
+            assert_eq!(read(&mut body).await, None);
         };
         tokio::join!(answered, asked).0
     }

@@ -9,8 +9,8 @@ use http::response::Parts;
 use http::{Method, StatusCode, header};
 use tokio::time::Instant;
 
-use super::body::{Content, drain, read_and_drop, worth_leaving};
-use super::cdn::{self, Judged};
+use super::body::{ResponseBody, drain, read_and_drop, worth_leaving};
+use super::cdn::{self, Assessment};
 use super::certify::{Found, conclude};
 use super::client::{Asked, why_no_response};
 use super::connections::Connections;
@@ -194,12 +194,12 @@ impl Warmer {
         &self,
         asked: &Asked<'_>,
         response: &Parts,
-        content: &mut Content,
+        content: &mut ResponseBody,
         request: &WarmRequest,
         exchange: &mut Exchange,
     ) -> Found {
-        let Judged { verdict, evidence, next, needs_miss } =
-            cdn::judge(&self.speakers, asked, response, SystemTime::now());
+        let Assessment { verdict, evidence, next, needs_miss } =
+            cdn::assess(&self.speakers, asked, response, SystemTime::now());
         exchange.cache = Some(evidence).filter(|evidence| *evidence != CacheEvidence::default());
         let text = |name| response.headers.get(name).and_then(|value| value.to_str().ok());
         let mut seen = Seen {
@@ -245,7 +245,7 @@ impl Warmer {
         &self,
         asked: &Asked<'_>,
         response: &Parts,
-        content: &mut Content,
+        content: &mut ResponseBody,
         hash: Option<&mut Context>,
         exchange: &mut Exchange,
     ) -> Result<u64, Failure> {
@@ -265,7 +265,7 @@ impl Warmer {
         turn: &Turn<Connections>,
         asked: &Asked<'_>,
         exchange: &mut Exchange,
-    ) -> Result<(Parts, Content), Verdict> {
+    ) -> Result<(Parts, ResponseBody), Verdict> {
         let limit = turn.began() + self.first_byte_limit;
         let answered = deadline.until(limit, pin!(turn.client().request(asked))).await;
         let verdict = match answered {

@@ -2,7 +2,7 @@
 //! response headers say how warm the edge is.
 //!
 //! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `adaptive_limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1` (with `framing`), `tls`,
+//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `adaptive_limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1`, `tls`,
 //! `connect` and `names` ask, `deadline` says how long, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
 //! knows Kafka, Pub/Sub or what is answered to whom.
 
@@ -20,7 +20,6 @@ mod corpora;
 mod deadline;
 mod fetch;
 mod flights;
-mod framing;
 mod guard;
 mod hosts;
 mod http1;

@@ -1,7 +1,7 @@
 //! From a response's head to how warm the edge is: what the caches on the way say, judged by RFC 9111 and RFC 9211.
 //!
 //! What a cache may say, and in which header, is data: `table`, of `row`s. `read` finds out who spoke (by `marks`), `cache_status` reads RFC 9211,
-//! `freshness` knows RFC 9111, and the verdict is made in one place, [`judge`]. `Age` alone is never evidence: any cache
+//! `freshness` knows RFC 9111, and the verdict is made in one place, [`assess`]. `Age` alone is never evidence: any cache
 //! on the way may have set it.
 
 mod cache_status;
@@ -79,15 +79,22 @@ pub(crate) fn is_spoken_by_caches(name: &str) -> bool {
         || name.ends_with("-pop")
 }
 
-/// What one response says of the edge.
-#[derive(Debug)]
-pub(crate) struct Judged {
+/// What the head of one response says of the edge.
+#[derive(Debug, Clone)]
+pub(crate) struct Assessment {
     pub(crate) verdict: Verdict,
     pub(crate) evidence: CacheEvidence,
     /// Whether a further look may find what this one brought, and what it means if not.
     pub(crate) next: Next,
     /// A hit by a header that only counts behind a miss of ours.
     pub(crate) needs_miss: bool,
+}
+
+impl From<Verdict> for Assessment {
+    /// A verdict that rests on no header, and that a further look would not change.
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, evidence: CacheEvidence::default(), next: Next::Same, needs_miss: false }
+    }
 }
 
 /// What a further look may show.
@@ -101,16 +108,16 @@ pub(crate) enum Next {
     Expired,
 }
 
-/// How warm the edge is, from a 2xx response whose body was read to its end, and the headers that say so.
+/// Assesses how warm the edge is, from the head of a 2xx response; it counts once the body was read to its end.
 ///
 /// `request` is the one that was sent, `now` the time at which the response's head arrived. Malformed and absent
 /// cache headers are the same: no evidence.
-pub(crate) fn judge(
+pub(crate) fn assess(
     speakers: &Speakers,
     request: &impl RequestLike,
     response: &http::response::Parts,
     now: SystemTime,
-) -> Judged {
+) -> Assessment {
     let freshness = Freshness::of(request, response, now);
     let evidence = CacheEvidence {
         age_s: freshness.age.map(|age| age.as_secs()),
@@ -133,7 +140,7 @@ pub(crate) fn judge(
         ..evidence
     };
     let Some(said) = said else {
-        return Judged { evidence, ..same(Verdict::Fetched(Unproven::UnknownWord)) };
+        return Assessment { evidence, ..Verdict::Fetched(Unproven::UnknownWord).into() };
     };
     let next = match said.word {
         Word::Missed | Word::Shield | Word::Kept => Next::Absent,
@@ -142,7 +149,7 @@ pub(crate) fn judge(
     };
     let verdict = verdict(&said, &freshness, row);
     let needs_miss = row.standing == Standing::Observed && verdict == Verdict::Fetched(Unproven::Unconfirmed);
-    Judged { verdict, evidence, next, needs_miss }
+    Assessment { verdict, evidence, next, needs_miss }
 }
 
 fn verdict(said: &Said, freshness: &Freshness, row: &Row) -> Verdict {
@@ -170,18 +177,14 @@ fn verdict(said: &Said, freshness: &Freshness, row: &Row) -> Verdict {
     }
 }
 
-fn same(verdict: Verdict) -> Judged {
-    Judged { verdict, evidence: CacheEvidence::default(), next: Next::Same, needs_miss: false }
-}
-
 /// No cache spoke: all that can be said is whether the response forbids every shared cache to keep it.
-fn silent(headers: &HeaderMap, evidence: CacheEvidence) -> Judged {
+fn silent(headers: &HeaderMap, evidence: CacheEvidence) -> Assessment {
     let forbidden = [Obstacle::NoStore, Obstacle::Private];
     let Some(obstacle) = forbidden.into_iter().find(|obstacle| has_directive(headers, obstacle.text()))
     else {
-        return Judged { evidence, ..same(Verdict::Fetched(Unproven::NoEvidence)) };
+        return Assessment { evidence, ..Verdict::Fetched(Unproven::NoEvidence).into() };
     };
     let value = bounded(&joined(headers, header::CACHE_CONTROL));
     let evidence = CacheEvidence { header: Some("cache-control".into()), value: Some(value), ..evidence };
-    Judged { evidence, ..same(Verdict::Uncacheable(obstacle)) }
+    Assessment { evidence, ..Verdict::Uncacheable(obstacle).into() }
 }

@@ -24,7 +24,7 @@ fn judged_with(request: &[(&str, &str)], status: u16, headers: &[(&str, &str)]) 
         response = response.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
     }
     let (response, ()) = response.body(()).unwrap().into_parts();
-    let judged = judge(&Speakers::default(), &get.body(()).unwrap(), &response, SystemTime::now());
+    let judged = assess(&Speakers::default(), &get.body(()).unwrap(), &response, SystemTime::now());
     (judged.verdict, judged.evidence)
 }
 
@@ -644,7 +644,7 @@ fn judged_by(speakers: &Speakers, headers: &[(&str, &str)]) -> (String, CacheEvi
         response = response.header(*name, *value);
     }
     let (response, ()) = response.body(()).unwrap().into_parts();
-    let judged = judge(speakers, &Request::get("/a").body(()).unwrap(), &response, SystemTime::now());
+    let judged = assess(speakers, &Request::get("/a").body(()).unwrap(), &response, SystemTime::now());
     (judged.verdict.to_string(), judged.evidence)
 }
 
@@ -769,7 +769,7 @@ fn a_row_that_was_only_seen_needs_a_miss_before_its_hit_and_an_unconfirmed_one_n
                 }
                 let (response, ()) = response.body(()).unwrap().into_parts();
                 let request = Request::get("/a").body(()).unwrap();
-                let judged = judge(&Speakers::default(), &request, &response, SystemTime::now());
+                let judged = assess(&Speakers::default(), &request, &response, SystemTime::now());
                 assert_eq!(judged.needs_miss, row.standing == Standing::Observed, "{}: {value}", row.name);
             }
         }
