@@ -14,12 +14,13 @@ use clap::builder::BoolishValueParser;
 use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
-use crate::outcome::{Outcome, Source};
+use crate::outcome::{Outcome, Source, shown_url};
 use crate::output::print;
 use crate::request::{MAX_URL_BYTES, WarmRequest};
+use crate::telemetry::instance::{Identity, Instance, InstanceArgs};
 use crate::usage::UsageError;
 use crate::verdict::Verdict;
-use crate::warm::{Look, WarmArgs, Warmer};
+use crate::warm::{Attempt, Look, WarmArgs, Warmer};
 
 /// URLs that are checked at once; results come in the order of the URLs all the same.
 const CONCURRENCY: usize = 8;
@@ -54,6 +55,9 @@ pub(crate) struct Args {
     /// Print a JSON object for each look at a URL, one a line, instead of text
     #[arg(long, value_parser = BoolishValueParser::new(), num_args = 0, default_missing_value = "true", default_value = "false")]
     json: bool,
+
+    #[command(flatten)]
+    instance: InstanceArgs,
 
     #[command(flatten)]
     warm: WarmArgs,
@@ -95,10 +99,12 @@ pub(crate) async fn run(mut args: Args, stop: CancellationToken) -> anyhow::Resu
         );
     }
     // Nobody asks a metadata server where a shell is.
-    args.warm.instance.region.get_or_insert_with(|| "local".to_owned());
-    args.warm.instance.metadata_host = None;
-    let warmer = Warmer::new(args.warm)?;
-    let checks = urls.iter().map(|url| check(&warmer, url, &options, args.repeat));
+    args.instance.region.get_or_insert_with(|| "local".to_owned());
+    args.instance.metadata_host = None;
+    let warmer = Warmer::new(args.warm)?.keeping_looks();
+    let identity = Identity::discover(args.instance);
+    let instance = identity.get().await;
+    let checks = urls.iter().map(|url| check(&warmer, instance, url, &options, args.repeat));
     let mut checks = stream::iter(checks).buffered(CONCURRENCY).take_until(Box::pin(stop.cancelled()));
     let mut table = Vec::new();
     let mut warm = 0;
@@ -123,21 +129,29 @@ pub(crate) async fn run(mut args: Args, stop: CancellationToken) -> anyhow::Resu
     }
 }
 
-async fn check(warmer: &Warmer, url: &str, options: &[(String, String)], repeat: u16) -> Vec<Checked> {
+async fn check(
+    warmer: &Warmer,
+    instance: &Instance,
+    url: &str,
+    options: &[(String, String)],
+    repeat: u16,
+) -> Vec<Checked> {
     let mut all = Vec::with_capacity(repeat.into());
     for number in 1..=repeat {
-        let id = format!("{number}");
         let pairs = options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        all.push(match WarmRequest::parse(url.as_bytes(), pairs) {
+        let (mut attempt, shown) = match WarmRequest::parse(url.as_bytes(), pairs) {
             Ok(request) => {
-                let (outcome, looks) = warmer.look(&request, id).await;
-                Checked { outcome: *outcome, looks }
+                let attempt = warmer.warm(&request, &instance.region, warmer.deadline()).await;
+                (attempt, shown_url(request.url()))
             }
             Err(not_a_request) => {
-                let outcome = warmer.refused(not_a_request.reason(), id, Source::default()).await;
-                Checked { outcome: Outcome { url: show::unparsed(url), ..*outcome }, looks: Vec::new() }
+                let refused = Verdict::Refused(not_a_request.reason());
+                (Attempt::without_request(refused), show::unparsed(url))
             }
-        });
+        };
+        let looks = std::mem::take(&mut attempt.looks);
+        let outcome = attempt.into_outcome(instance, shown, number.to_string(), Source::default());
+        all.push(Checked { outcome: *outcome, looks });
     }
     all
 }

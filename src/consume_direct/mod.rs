@@ -16,15 +16,17 @@ use crate::http::MetricsArgs;
 use crate::kafka::consumer::{Collect, Consumer, ConsumerConfig};
 use crate::kafka::metrics::ConsumerConditions;
 use crate::kafka::{ConsumerArgs, Receipt, Record, RecordRef};
-use crate::outcome::{Outcome, Source};
+use crate::outcome::{Outcome, Source, shown_url};
 use crate::request::WarmRequest;
 use crate::telemetry::health::Health;
+use crate::telemetry::instance::{Identity, InstanceArgs};
 use crate::telemetry::metrics::registry;
 use crate::telemetry::outcomes::{OutcomeLog, OutcomeLogArgs};
 use crate::telemetry::status::StatusLine;
 use crate::telemetry::trace::{self, Trace};
 use crate::usage::UsageError;
-use crate::warm::{WarmArgs, Warmer};
+use crate::verdict::Verdict;
+use crate::warm::{Attempt, WarmArgs, Warmer};
 use metrics::DirectMetrics;
 
 /// How long a stop may take in all; GETs not over by then are made again by the next start.
@@ -58,6 +60,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     log: OutcomeLogArgs,
+
+    #[command(flatten)]
+    instance: InstanceArgs,
 
     #[command(flatten)]
     warm: WarmArgs,
@@ -135,7 +140,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let conditions = ConsumerConditions::of(&health);
     let _shown_until_the_end = args.metrics.show(registry, health.clone()).await?;
     let log = OutcomeLog { which: args.log.log_outcomes, method: args.warm.method.as_str() };
-    let warmer = Warmer::new(args.warm)?;
+    let warmer = (Warmer::new(args.warm)?, Identity::discover(args.instance));
     let (topic, group) = (config.topic.clone(), config.client.get("group.id").unwrap_or_default().to_owned());
     tracing::info!(topic, group, "consume-direct started as group {group}");
     let mut consumer = Consumer::start(config, Copies::default(), stop.clone())?;
@@ -177,7 +182,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
 /// Warms records, `concurrency` at a time, and gives each back once its verdict stands.
 async fn warm_all(
     consumer: &mut Consumer<Copied>,
-    warmer: &Warmer,
+    warmer: &(Warmer, Identity),
     (metrics, log): (&DirectMetrics, OutcomeLog),
     topic: &str,
     concurrency: usize,
@@ -220,22 +225,37 @@ fn trace(record: &Record) -> Option<Trace<'_>> {
     Trace::parse(std::str::from_utf8(header.value.as_deref()?).ok()?, None)
 }
 
-async fn warm(warmer: &Warmer, topic: &str, record: &Record) -> Box<Outcome> {
+/// Warms what a record asks for, at this instance.
+async fn warm((warmer, identity): &(Warmer, Identity), topic: &str, record: &Record) -> Box<Outcome> {
+    let instance = identity.get().await;
+    let (attempt, url) = match request(record) {
+        Ok(request) => {
+            let attempt = warmer.warm(&request, &instance.region, warmer.deadline()).await;
+            (attempt, shown_url(request.url()))
+        }
+        Err(reason) => (Attempt::without_request(Verdict::Refused(reason)), String::new()),
+    };
     let id = format!("{topic}/{}/{}", record.partition, record.offset);
     let source = Source { kafka_timestamp: record.timestamp_ms, ..Source::default() };
+    attempt.into_outcome(instance, url, id, source)
+}
+
+/// Reads the request in a record.
+///
+/// # Errors
+/// The reason of the refusal.
+fn request(record: &Record) -> Result<WarmRequest, String> {
     // As bridge and serve do: of a repeated header the last counts, null is empty, foreign binary ones are no option.
     let mut options = BTreeMap::new();
     for header in &record.headers {
         match std::str::from_utf8(header.value.as_deref().unwrap_or_default()) {
             Ok(value) => drop(options.insert(header.name.as_str(), value)),
             Err(_) if header.name.starts_with("warm-") => {
-                return warmer.refused(format!("option {}: not UTF-8", header.name), id, source).await;
+                return Err(format!("option {}: not UTF-8", header.name));
             }
             Err(_) => {}
         }
     }
-    match WarmRequest::parse(record.value.as_deref().unwrap_or_default(), options) {
-        Ok(request) => warmer.warm(&request, id, source).await,
-        Err(not_a_request) => warmer.refused(not_a_request.reason(), id, source).await,
-    }
+    let value = record.value.as_deref().unwrap_or_default();
+    WarmRequest::parse(value, options).map_err(|not_a_request| not_a_request.reason())
 }

@@ -12,6 +12,7 @@ use super::envelope::Push;
 use crate::outcome::Outcome;
 use crate::request::WarmRequest;
 use crate::verdict::Verdict;
+use crate::warm::Attempt;
 
 /// How long a verdict is repeated. Past it the edge may have lost the object, and a GET is worth its cost.
 const REMEMBER_FOR: Duration = Duration::from_secs(600);
@@ -24,7 +25,14 @@ pub(super) struct Deliveries {
     hasher: RandomState,
     /// A second one, so that no two do so by chance.
     other_hasher: foldhash::quality::RandomState,
-    known: Cache<Delivery, Known, foldhash::fast::RandomState>,
+    known: Cache<Delivery, Remembered, foldhash::fast::RandomState>,
+}
+
+/// What an [`Attempt`] came to, in less room.
+#[derive(Debug, Clone)]
+struct Remembered {
+    verdict: Verdict,
+    http_status: Option<u16>,
 }
 
 /// One URL of one message of one subscription, by a hash of all that: no two have the same.
@@ -32,13 +40,6 @@ pub(super) struct Deliveries {
 /// The URL and its options belong to it: whoever gives two messages the same id gets a GET for each all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Delivery([u64; 2]);
-
-/// What a GET came to.
-#[derive(Debug, Clone)]
-pub(super) struct Known {
-    pub(super) verdict: Verdict,
-    pub(super) http_status: Option<u16>,
-}
 
 impl Deliveries {
     pub(super) fn new() -> Self {
@@ -70,14 +71,15 @@ impl Deliveries {
     }
 
     /// Returns what an earlier delivery came to.
-    pub(super) fn known(&self, delivery: Delivery) -> Option<Known> {
-        self.known.get(&delivery)
+    pub(super) fn known(&self, delivery: Delivery) -> Option<Attempt> {
+        let Remembered { verdict, http_status } = self.known.get(&delivery)?;
+        Some(Attempt { http_status, ..Attempt::without_request(verdict) })
     }
 
     /// Remembers an outcome, unless a later GET may go better or it is known without one.
     pub(super) fn remember(&self, delivery: Delivery, outcome: &Outcome) {
         if !outcome.verdict.is_curable() && !matches!(outcome.verdict, Verdict::Refused(_)) {
-            let known = Known { verdict: outcome.verdict.clone(), http_status: outcome.exchange.http_status };
+            let known = Remembered { verdict: outcome.verdict.clone(), http_status: outcome.exchange.http_status };
             self.known.insert(delivery, known);
         }
     }
@@ -147,7 +149,7 @@ mod tests {
         let same = || delivery(&known, "1", Some("a"), "https://example.com/a");
         known.remember(same(), &outcome(Verdict::Filled));
         let found = known.known(same()).unwrap();
-        assert_eq!((found.verdict, found.http_status), (Verdict::Filled, Some(200)));
+        assert_eq!((found.verdict(), found.http_status), (&Verdict::Filled, Some(200)));
         let option = |value| with_option(&known, "1", Some("a"), "https://example.com/a", Some(value));
         assert_eq!(option(("kafka-offset", "1")), same(), "only options belong to the request");
         for other in [

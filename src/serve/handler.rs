@@ -16,16 +16,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::{Auth, Reason, Refusal};
 use super::body::{Bodies, MAX_BODY_BYTES, Unread, discard};
-use super::deliveries::{Deliveries, Known};
+use super::deliveries::Deliveries;
 use super::envelope::{self, Push};
 use super::metrics::ServeMetrics;
 use super::pack::{self, Line};
 use super::{Answers, Malformed, NO_KEYS, Payload, unwrapped};
-use crate::outcome::{Outcome, Source};
+use crate::outcome::{Outcome, Source, shown_url};
 use crate::request::{NotARequest, WarmRequest};
+use crate::telemetry::instance::Identity;
 use crate::telemetry::outcomes::OutcomeLog;
 use crate::telemetry::trace::{self, Trace};
-use crate::warm::Warmer;
+use crate::verdict::Verdict;
+use crate::warm::{Attempt, Warmer};
 
 /// URLs of one pack that are warmed at once. The edge next door sees as many connections as from a browser or two; at
 /// 50 ms a URL a full pack of 1,600 is over in 10 s, well inside an ack deadline. Pub/Sub brings more pushes at once.
@@ -40,6 +42,7 @@ type Answer = Response<Full<Bytes>>;
 /// Answers every request of one server.
 pub(super) struct Handler {
     auth: Auth,
+    identity: Identity,
     warmer: Warmer,
     answers: Answers,
     bodies: Bodies,
@@ -60,6 +63,7 @@ pub(super) struct Seen {
 impl Handler {
     pub(super) fn new(
         auth: Auth,
+        identity: Identity,
         warmer: Warmer,
         answers: Answers,
         in_flight: Arc<Semaphore>,
@@ -67,7 +71,7 @@ impl Handler {
         stop: CancellationToken,
     ) -> Self {
         let (bodies, deliveries) = (Bodies::default(), Deliveries::new());
-        Self { auth, warmer, answers, bodies, in_flight, deliveries, seen, stop }
+        Self { auth, identity, warmer, answers, bodies, in_flight, deliveries, seen, stop }
     }
 
     /// The answer to any request.
@@ -208,17 +212,26 @@ impl Handler {
         line: Option<String>,
         deadline: Instant,
     ) -> Box<Outcome> {
+        let instance = self.identity.get().await;
         let delivery = self.deliveries.delivery(push, line.as_deref(), request);
         let known = delivery.and_then(|delivery| self.deliveries.known(delivery));
+        let is_known = known.is_some();
+        let attempt = match known {
+            Some(attempt) => attempt,
+            None => self.warmer.warm(request, &instance.region, deadline).await,
+        };
         let id = line.unwrap_or_else(|| id(push));
-        if let Some(Known { verdict, http_status, .. }) = known {
-            return self.warmer.known(request, verdict, http_status, id, source(push)).await;
-        }
-        let outcome = self.warmer.warm_until(deadline, request, id, source(push)).await;
-        if let Some(delivery) = delivery {
+        let outcome = attempt.into_outcome(instance, shown_url(request.url()), id, source(push));
+        if let Some(delivery) = delivery.filter(|_| !is_known) {
             self.deliveries.remember(delivery, &outcome);
         }
         outcome
+    }
+
+    /// The outcome of what never became a request.
+    async fn refused(&self, reason: String, id: String, source: Source) -> Box<Outcome> {
+        let attempt = Attempt::without_request(Verdict::Refused(reason));
+        attempt.into_outcome(self.identity.get().await, String::new(), id, source)
     }
 
     /// Warms every line of a pack; true where a later delivery may go better for any of them.
@@ -267,7 +280,7 @@ impl Handler {
         let request = WarmRequest::parse(line.data, push.options());
         let outcome = match &request {
             Ok(request) => self.warm(request, push, Some(line.id), deadline).await,
-            Err(not_a_request) => self.warmer.refused(not_a_request.reason(), line.id, source(push)).await,
+            Err(not_a_request) => self.refused(not_a_request.reason(), line.id, source(push)).await,
         };
         self.report(outcome, pushed.trace.as_ref()).await
     }
@@ -280,7 +293,7 @@ impl Handler {
             tracing::warn!(id, "{reason}; answered 400 (--malformed ack drops such messages)");
             return Err(not_a_request);
         }
-        let outcome = self.warmer.refused(reason, id, source(push)).await;
+        let outcome = self.refused(reason, id, source(push)).await;
         Ok(self.report(outcome, pushed.trace.as_ref()).await)
     }
 
@@ -291,7 +304,7 @@ impl Handler {
             tracing::warn!("{reason}; answered 413 (--malformed ack drops such messages)");
             return closing(say(StatusCode::PAYLOAD_TOO_LARGE, &reason));
         }
-        let outcome = self.warmer.refused(reason, String::new(), Source::default()).await;
+        let outcome = self.refused(reason, String::new(), Source::default()).await;
         self.report(outcome, None).await;
         closing(say(StatusCode::NO_CONTENT, ""))
     }

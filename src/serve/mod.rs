@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http::{MetricsArgs, MetricsServer, Server, Workers};
 use crate::outcome::Outcome;
 use crate::telemetry::health::Health;
+use crate::telemetry::instance::{Identity, InstanceArgs};
 use crate::telemetry::metrics::registry;
 use crate::telemetry::outcomes::{OutcomeLog, OutcomeLogArgs};
 use crate::warm::{WarmArgs, Warmer};
@@ -66,6 +67,9 @@ pub(crate) struct Args {
     log: OutcomeLogArgs,
 
     #[command(flatten)]
+    instance: InstanceArgs,
+
+    #[command(flatten)]
     warm: WarmArgs,
 }
 
@@ -85,7 +89,8 @@ impl Args {
             },
             metrics: MetricsArgs::default(),
             log: OutcomeLogArgs::default(),
-            warm: WarmArgs::for_demo(region, edge),
+            instance: InstanceArgs { region: Some(region.to_owned()), ..InstanceArgs::default() },
+            warm: WarmArgs::for_demo(edge),
         }
     }
 }
@@ -171,6 +176,7 @@ impl Serve {
         };
         let log = OutcomeLog { which: args.log.log_outcomes, method: args.warm.method.as_str() };
         let warmer = Warmer::new(args.warm)?;
+        let identity = Identity::discover(args.instance);
         auth.prepare();
         let max_in_flight = args.answers.max_in_flight;
         let in_flight = Arc::new(Semaphore::new(max_in_flight as usize));
@@ -178,13 +184,14 @@ impl Serve {
         let mut registry = registry(&health);
         let states = States {
             auth: auth.clone(),
+            identity: identity.clone(),
             warmer: warmer.clone(),
             in_flight: in_flight.clone(),
             max_in_flight,
         };
         let metrics = ServeMetrics::register(&mut registry, states);
         let seen = Seen { metrics, log, outcomes };
-        let handler = Handler::new(auth, warmer, args.answers, in_flight, seen, stop);
+        let handler = Handler::new(auth, identity, warmer, args.answers, in_flight, seen, stop);
         Ok(Self { server, handler, metrics: metrics_server, registry, health })
     }
 

@@ -10,14 +10,10 @@ use super::cdn::{CdnName, Speakers};
 use super::client::WarmMethod;
 use super::guard::Guard;
 use super::hosts::{AllowedHost, HostPattern, list_item};
-use crate::telemetry::instance::InstanceArgs;
 
 /// How URLs are fetched, as every warming role takes it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct WarmArgs {
-    #[command(flatten)]
-    pub(crate) instance: InstanceArgs,
-
     /// Address block and port that may be fetched although it is not public, for example 10.1.0.0/16:8080
     #[arg(long, value_name = "NET:PORT", env = "CDNWARM_ALLOW_ADDRESS", value_delimiter = ',',
           value_parser = list_item::<AllowedAddress>)]
@@ -108,9 +104,8 @@ pub(crate) struct WarmArgs {
 
 impl WarmArgs {
     /// For one region of the demo: every host is served by the edge at `edge`, and a fill is looked at again.
-    pub(crate) fn for_demo(region: &str, edge: SocketAddr) -> Self {
+    pub(crate) fn for_demo(edge: SocketAddr) -> Self {
         Self {
-            instance: InstanceArgs { region: Some(region.to_owned()), ..InstanceArgs::default() },
             connect_to: vec![Some(ConnectTo::every_host(edge))],
             follow_redirects: 5,
             certify: true,

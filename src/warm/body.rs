@@ -1,4 +1,4 @@
-//! Reads a response's content to its end and drops it, piece by piece, so that its size does not matter.
+//! Reads the body of a response to its end and drops it, piece by piece, so that its size does not matter.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use futures_util::poll;
 use hyper::body::{Body, Incoming};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::connections::{Home, InUse};
 use super::http1::BodyReader;
+use super::timer::{StepTimer, TimedOut};
 use crate::verdict::Failure;
 
 /// A body this short is read, if it comes this fast, even where its status made the verdict already: the connection can
@@ -22,12 +22,14 @@ use crate::verdict::Failure;
 const DRAINED_BYTES: u64 = 64 << 10;
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a body may be.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BodyLimits {
-    /// How long it may take until its next bytes come.
-    pub(super) stall: Duration,
+/// What was read of a body.
+#[derive(Debug)]
+pub(super) struct ReadBody {
     pub(super) bytes: u64,
+    /// Of these bytes, where it was asked for.
+    pub(super) sha256: Option<[u8; 32]>,
+    /// Why it was not read to its end: it is longer than it may be, took too long, or does not end as its framing says.
+    pub(super) end: Result<(), Failure>,
 }
 
 /// The body of a response. Dropping it gives its connection back where that may be used again; else it closes the
@@ -108,52 +110,54 @@ fn poll_http2(
     Poll::Ready(Ok(Some(frame.data_ref().map_or(0, Bytes::len) as u64)))
 }
 
-/// How many bytes are left unread where a content is: none where it is so short that reading it costs less than another
-/// connection, or where its length is not known.
-///
-/// Dropping a content that has not ended closes its connection under HTTP/1.1, and resets its stream under HTTP/2.
+/// How many bytes are left unread where a body is dropped now: none where it is so short that reading it costs less than
+/// another connection, or where its length is not known.
 pub(super) fn worth_leaving(body: &ResponseBody) -> Option<u64> {
     body.remaining_bytes().filter(|length| *length > DRAINED_BYTES)
 }
 
-/// Reads a content to its end; `bytes` counts on, and `hash` gets all of them.
-///
-/// # Errors
-/// Where it is longer than its limit, comes to a halt, or does not end as its framing says.
-pub(super) async fn read_and_drop(
-    body: &mut ResponseBody,
-    limits: BodyLimits,
-    bytes: &mut u64,
-    mut hash: Option<&mut digest::Context>,
-) -> Result<(), Failure> {
+/// Reads a body to its end and drops it. `limit` says when its next bytes are to be there; `is_hashed` asks for its SHA-256.
+pub(super) async fn read<C: Send + Sync>(
+    timer: &mut StepTimer<'_, C>,
+    mut body: ResponseBody,
+    max_bytes: u64,
+    limit: impl Fn() -> Instant,
+    is_hashed: bool,
+) -> ReadBody {
+    let mut hash = is_hashed.then(|| digest::Context::new(&digest::SHA256));
+    let mut bytes = 0;
     // One that says so beforehand need not be read.
-    let mut left = limits.bytes.checked_sub(body.remaining_bytes().unwrap_or(0)).map(|_| limits.bytes);
-    while let Some(allowed) = left {
-        let mut read = pin!(poll_fn(|context| body.poll_read(context, hash.as_deref_mut())));
-        // Most is there already, and needs no clock.
-        let read = match poll!(read.as_mut()) {
-            Poll::Ready(read) => read,
-            Poll::Pending => timeout(limits.stall, read).await.map_err(|_| Failure::Stalled)?,
-        };
-        let Some(length) = read? else { return Ok(()) };
-        *bytes += length;
-        left = allowed.checked_sub(length);
-    }
-    Err(Failure::TooLarge)
+    let mut left = max_bytes.checked_sub(body.remaining_bytes().unwrap_or(0)).map(|_| max_bytes);
+    let end = loop {
+        let Some(allowed) = left else { break Err(Failure::TooLarge) };
+        let reading = pin!(poll_fn(|context| body.poll_read(context, hash.as_mut())));
+        match timer.run(&limit, reading).await {
+            Ok(Ok(Some(length))) => {
+                bytes += length;
+                left = allowed.checked_sub(length);
+            }
+            Ok(Ok(None)) => break Ok(()),
+            Ok(Err(failure)) => break Err(failure),
+            Err(TimedOut::Step) => break Err(Failure::Stalled),
+            Err(TimedOut::Deadline) => break Err(Failure::TotalTimeout),
+        }
+    };
+    ReadBody { bytes, sha256: hash.and_then(|hash| hash.finish().as_ref().try_into().ok()), end }
 }
 
-/// Reads a content that does not matter, if it is short and there soon.
-pub(super) async fn drain(body: &mut ResponseBody, bytes: &mut u64) {
-    if body.remaining_bytes().is_some_and(|left| left <= DRAINED_BYTES) {
-        let limits = BodyLimits { stall: DRAIN_LIMIT, bytes: DRAINED_BYTES };
-        // Nothing depends on it; the connection is closed where it does not end.
-        let _ = timeout(DRAIN_LIMIT, read_and_drop(body, limits, bytes, None)).await;
+/// Reads a body that does not matter, if it is short and there soon. Returns how many bytes it read.
+pub(super) async fn drain<C: Send + Sync>(timer: &mut StepTimer<'_, C>, body: ResponseBody) -> u64 {
+    if body.remaining_bytes().is_none_or(|left| left > DRAINED_BYTES) {
+        return 0;
     }
+    let limit = Instant::now() + DRAIN_LIMIT;
+    // Nothing depends on how it ends; the connection is closed where it does not.
+    read(timer, body, DRAINED_BYTES, || limit, false).await.bytes
 }
 
 /// An end before the end, or what is no HTTP/2.
 fn why_broken_off(error: &hyper::Error) -> Failure {
-    tracing::debug!("content: {error:?}");
+    tracing::debug!("body: {error:?}");
     let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
         Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Failure::BadChunk,

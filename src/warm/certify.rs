@@ -1,43 +1,22 @@
 //! What two looks at one URL say together, where the first may have filled the edge.
 
-use super::cdn::Next;
+use super::cdn::{Assessment, Next};
 use crate::outcome::CacheEvidence;
 use crate::verdict::{Obstacle, Verdict};
 use crate::version::opaque;
 
-/// What one look found, beside its evidence.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub(super) verdict: Verdict,
-    pub(super) next: Next,
-    /// A hit that counts only behind a miss by the same header.
-    pub(super) needs_miss: bool,
+/// Whether a second look is worth its cost: the edge may hold now what it did not hold then.
+pub(super) fn may_have_changed(first: &Assessment) -> bool {
+    let is_judged = matches!(
+        first.verdict,
+        Verdict::Filled | Verdict::ShieldOnly | Verdict::Stale | Verdict::Uncacheable(_)
+    );
+    is_judged && first.next != Next::Same
 }
 
-impl From<Verdict> for Found {
-    fn from(verdict: Verdict) -> Self {
-        Self { verdict, next: Next::Same, needs_miss: false }
-    }
-}
-
-impl Found {
-    /// Whether a second look is worth its cost: the edge may hold now what it did not hold then.
-    pub(super) fn may_have_changed(&self) -> bool {
-        let is_judged = matches!(
-            self.verdict,
-            Verdict::Filled | Verdict::ShieldOnly | Verdict::Stale | Verdict::Uncacheable(_)
-        );
-        is_judged && self.next != Next::Same
-    }
-}
-
-/// The verdict of both looks; none where the first one's stands, since the second one says nothing.
-pub(super) fn conclude(
-    first: &Found,
-    before: &CacheEvidence,
-    second: &Found,
-    now: &CacheEvidence,
-) -> Option<Verdict> {
+/// Returns the verdict of both looks; none where the first one's stands, since the second one says nothing.
+pub(super) fn conclude(first: &Assessment, second: &Assessment) -> Option<Verdict> {
+    let (before, now) = (&first.evidence, &second.evidence);
     let is_confirmed_by_miss = second.needs_miss
         && first.next == Next::Absent
         && before.header == now.header
@@ -79,8 +58,8 @@ mod tests {
         }
     }
 
-    fn found(verdict: Verdict, next: Next) -> Found {
-        Found { verdict, next, needs_miss: false }
+    fn found(verdict: Verdict, next: Next) -> Assessment {
+        Assessment { next, evidence: evidence(""), ..verdict.into() }
     }
 
     #[test]
@@ -107,9 +86,8 @@ mod tests {
                 Some(Verdict::Stale),
             ),
         ] {
-            assert!(first.may_have_changed());
-            let concluded = conclude(&first, &evidence(""), &second, &evidence(""));
-            assert_eq!(concluded, verdict, "{first:?}, {second:?}");
+            assert!(may_have_changed(&first));
+            assert_eq!(conclude(&first, &second), verdict, "{first:?}, {second:?}");
         }
     }
 
@@ -121,15 +99,18 @@ mod tests {
             Verdict::WrongVersion(String::new()),
             Verdict::Failed(Failure::Dns),
         ] {
-            assert!(!found(verdict, Next::Absent).may_have_changed());
+            assert!(!may_have_changed(&found(verdict, Next::Absent)));
         }
-        assert!(!found(Verdict::Uncacheable(Obstacle::Bypass), Next::Same).may_have_changed());
+        assert!(!may_have_changed(&found(Verdict::Uncacheable(Obstacle::Bypass), Next::Same)));
     }
 
     #[test]
     fn a_hit_of_another_version_than_the_fill_is_not_warm() {
-        let (filled, hit) = (found(Verdict::Filled, Next::Absent), found(Verdict::Warm, Next::Same));
-        let concluded = |before, now| conclude(&filled, &evidence(before), &hit, &evidence(now)).unwrap();
+        let concluded = |before, now| {
+            let filled = Assessment { evidence: evidence(before), ..found(Verdict::Filled, Next::Absent) };
+            let hit = Assessment { evidence: evidence(now), ..found(Verdict::Warm, Next::Same) };
+            conclude(&filled, &hit).unwrap()
+        };
         assert_eq!(concluded("\"1\"", "W/\"1\""), Verdict::Warm);
         assert_eq!(concluded("", "\"1\""), Verdict::Warm);
         let reason = "etag \"1\" on the second look, \"2\" on the first".to_owned();
@@ -139,14 +120,14 @@ mod tests {
     #[test]
     fn a_header_that_was_only_seen_counts_behind_a_miss_of_its_own() {
         let unconfirmed = Verdict::Fetched(Unproven::Unconfirmed);
-        let hit = |needs_miss| Found { verdict: unconfirmed.clone(), next: Next::Same, needs_miss };
+        let hit = |needs_miss| Assessment { needs_miss, ..found(unconfirmed.clone(), Next::Same) };
         let missed = found(Verdict::Filled, Next::Absent);
         let expired = found(Verdict::Filled, Next::Expired);
-        let (here, elsewhere) =
-            (evidence(""), CacheEvidence { header: Some("other".into()), ..evidence("") });
-        assert_eq!(conclude(&missed, &here, &hit(true), &here), Some(Verdict::Warm));
-        assert_eq!(conclude(&missed, &here, &hit(false), &here), None);
-        assert_eq!(conclude(&missed, &elsewhere, &hit(true), &here), None);
-        assert_eq!(conclude(&expired, &here, &hit(true), &here), None);
+        let elsewhere = CacheEvidence { header: Some("other".into()), ..evidence("") };
+        let missed_elsewhere = Assessment { evidence: elsewhere, ..missed.clone() };
+        assert_eq!(conclude(&missed, &hit(true)), Some(Verdict::Warm));
+        assert_eq!(conclude(&missed, &hit(false)), None);
+        assert_eq!(conclude(&missed_elsewhere, &hit(true)), None);
+        assert_eq!(conclude(&expired, &hit(true)), None);
     }
 }

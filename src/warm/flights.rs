@@ -1,7 +1,6 @@
 //! GETs under way, so that equal requests share one: from its start to its end, and not a moment longer.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use foldhash::fast::RandomState;
@@ -51,6 +50,12 @@ impl<T> Flight<'_, T> {
         self.is_first
     }
 
+    /// Where its result goes: one caller makes it, and the others wait. Where the caller leaves that makes it, the next one
+    /// begins anew.
+    pub(super) fn cell(&self) -> &OnceCell<T> {
+        self.cell.as_ref().expect("nobody takes it before the end")
+    }
+
     fn leave(&mut self) -> Option<Arc<OnceCell<T>>> {
         let cell = self.cell.take()?;
         let mut table = self.flights.table();
@@ -67,23 +72,12 @@ impl<T> Flight<'_, T> {
 }
 
 impl<T: Clone> Flight<'_, T> {
-    /// What `fetch` comes to, or the one that is under way. True where it was this caller's.
-    ///
-    /// Where the caller leaves whose it is, the next one begins anew with its own. It is pinned, so that it is not moved about.
-    pub(super) async fn land(mut self, fetch: Pin<&mut impl Future<Output = T>>) -> (T, bool) {
-        let mut is_own = false;
-        if let Some(cell) = &self.cell {
-            let own = || async {
-                is_own = true;
-                fetch.await
-            };
-            cell.get_or_init(own).await;
-        }
-        let landed = self.leave().and_then(|cell| match Arc::try_unwrap(cell) {
+    /// Ends it; the result, if there is one.
+    pub(super) fn into_result(mut self) -> Option<T> {
+        match Arc::try_unwrap(self.leave()?) {
             Ok(alone) => alone.into_inner(),
             Err(shared) => shared.get().cloned(),
-        });
-        (landed.expect("a cell that was waited for has a value"), is_own)
+        }
     }
 }
 
@@ -95,7 +89,6 @@ impl<T> Drop for Flight<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
@@ -113,7 +106,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             number
         };
-        flights.join(request).land(pin!(fetch)).await.0
+        let flight = flights.join(request);
+        flight.cell().get_or_init(|| fetch).await;
+        flight.into_result().unwrap()
     }
 
     #[tokio::test(start_paused = true)]

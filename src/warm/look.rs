@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Serialize, Serializer};
 use url::Url;
 
-use super::cdn;
-use super::certify::Found;
+use super::attempt::Attempt;
+use super::cdn::{self, Assessment};
 use super::client::Asked;
-use crate::outcome::{CacheEvidence, Exchange, shown_url};
+use crate::outcome::{CacheEvidence, shown_url};
 use crate::redact::{REDACTED, is_secret_name};
 use crate::verdict::Verdict;
 
@@ -40,31 +40,27 @@ pub(crate) struct Look {
 pub(crate) type Headers = Vec<(String, String)>;
 
 impl Look {
-    pub(super) fn new(asked: &Asked<'_>) -> Self {
+    /// What was sent, what was read, and what `attempt` says of it. `is_followed` is for a redirect that leads on.
+    pub(super) fn new(
+        asked: &Asked<'_>,
+        response: Option<&http::response::Parts>,
+        attempt: &Attempt,
+        is_followed: bool,
+    ) -> Self {
+        let Assessment { verdict, evidence, .. } = &attempt.assessment;
+        let is_of_use = |name: &str| {
+            cdn::is_spoken_by_caches(name) || ["location", "content-length", "content-range"].contains(&name)
+        };
         Self {
             method: asked.method.to_string(),
             url: shown_url(asked.url),
             sent: shown(&asked.headers, |_| true),
-            http_status: None,
-            read: Vec::new(),
-            verdict: None,
-            cache: None,
-            bytes: 0,
+            http_status: response.map(|response| response.status.as_u16()),
+            read: response.map(|response| shown(&response.headers, is_of_use)).unwrap_or_default(),
+            verdict: (!is_followed).then(|| verdict.clone()),
+            cache: Some(evidence.clone()).filter(|evidence| *evidence != CacheEvidence::default()),
+            bytes: attempt.bytes,
         }
-    }
-
-    pub(super) fn heard(&mut self, response: &http::response::Parts) {
-        self.http_status = Some(response.status.as_u16());
-        self.read = shown(&response.headers, |name| {
-            cdn::is_spoken_by_caches(name) || ["location", "content-length", "content-range"].contains(&name)
-        });
-    }
-
-    /// `bytes` is how many there were before.
-    pub(super) fn ended(&mut self, found: Option<&Found>, exchange: &Exchange, bytes: u64) {
-        self.verdict = found.map(|found| found.verdict.clone());
-        self.cache = exchange.cache.clone().filter(|_| found.is_some());
-        self.bytes = exchange.bytes.saturating_sub(bytes);
     }
 }
 

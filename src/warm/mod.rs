@@ -1,13 +1,15 @@
 //! The one door to origins: a request goes through the guard to the edge, its body is read and dropped, and the
 //! response headers say how warm the edge is.
 //!
-//! [`Warmer`] is the whole of it, by its `args`; `guard`, with `addresses` and `hosts`, says what may be fetched, `flights`
-//! lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `adaptive_limit` and `breaker`) says when a host may be asked, `client`, `connections`, `http1`, `tls`,
-//! `connect` and `names` ask, `deadline` says how long, `redirect` says where a response leads, `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
-//! knows Kafka, Pub/Sub or what is answered to whom.
+//! [`Warmer`] is the whole of it, by its `args`; what it returns is an [`Attempt`]. `guard`, with `addresses` and `hosts`, says what may be
+//! fetched, `flights` lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `adaptive_limit` and `breaker`) says when a host may
+//! be asked, `timer` for how long, `client`, `connections`, `http1`, `tls`, `connect` and `names` ask, `redirect` says where a response leads,
+//! `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
+//! knows Kafka, Pub/Sub, who this instance is, or what is answered to whom.
 
 mod addresses;
 mod args;
+mod attempt;
 mod body;
 mod breaker;
 pub(crate) mod cdn;
@@ -17,7 +19,6 @@ mod connect;
 mod connections;
 #[cfg(test)]
 mod corpora;
-mod deadline;
 mod fetch;
 mod flights;
 mod guard;
@@ -29,6 +30,7 @@ mod range;
 mod redirect;
 #[cfg(test)]
 mod stand;
+mod timer;
 mod tls;
 mod turns;
 
@@ -39,14 +41,14 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, header};
 use jiff::Timestamp;
 use rustls::ClientConfig;
+use tokio::time::timeout_at;
 
 pub(crate) use args::WarmArgs;
-use body::BodyLimits;
+pub(crate) use attempt::Attempt;
 use cdn::Speakers;
 use client::{WarmMethod, common_headers};
 use connect::Connector;
 use connections::Connections;
-use deadline::Deadline;
 use flights::Flights;
 use guard::Guard;
 pub(crate) use look::Look;
@@ -55,18 +57,15 @@ use tls::TlsConnector;
 pub(crate) use tls::system_config as system_tls_config;
 use turns::{HostTotals, Turns};
 
-use crate::outcome::{Exchange, Outcome, Source, shown_url};
 use crate::request::WarmRequest;
-use crate::telemetry::instance::{Identity, Instance};
 use crate::verdict::{Failure, Verdict};
 
 /// Warms one edge. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub(crate) struct Warmer {
     turns: Arc<Turns<Connections>>,
-    flights: Arc<Flights<Box<Landed>>>,
+    flights: Arc<Flights<Attempt>>,
     guard: Arc<Guard>,
-    identity: Identity,
     certify: bool,
     skip_warm: bool,
     speakers: Arc<Speakers>,
@@ -80,7 +79,9 @@ pub(crate) struct Warmer {
     allow_authorization: bool,
     limit: Duration,
     first_byte_limit: Duration,
-    body_limits: BodyLimits,
+    /// Until the next bytes of a body.
+    stall_limit: Duration,
+    max_body_bytes: u64,
 }
 
 impl Warmer {
@@ -108,7 +109,6 @@ impl Warmer {
             turns: Arc::new(Turns::new(move || Connections::new(connector.clone()))),
             flights: Arc::new(Flights::new()),
             guard,
-            identity: Identity::discover(args.instance),
             certify: args.certify,
             skip_warm: args.skip_warm,
             common_headers: Arc::new(common_headers(speakers.asks())),
@@ -120,13 +120,14 @@ impl Warmer {
             allow_authorization: args.allow_authorization,
             limit: seconds(args.timeout),
             first_byte_limit: seconds(args.first_byte_timeout),
-            body_limits: BodyLimits { stall: seconds(args.stall_timeout), bytes: args.max_body_bytes },
+            stall_limit: seconds(args.stall_timeout),
+            max_body_bytes: args.max_body_bytes,
         }
     }
 
-    /// Where this is, once that is known.
-    pub(crate) fn region(&self) -> Option<&str> {
-        self.identity.known().map(|instance| instance.region.as_str())
+    /// Keeps what is sent and read, in [`Attempt::looks`].
+    pub(crate) fn keeping_looks(self) -> Self {
+        Self { shows_looks: true, ..self }
     }
 
     /// Returns what the hosts that were asked of late do now, all together.
@@ -139,44 +140,41 @@ impl Warmer {
         Instant::now() + self.limit
     }
 
-    /// Fetches the URL and says what became of it, within the time for one URL.
-    pub(crate) async fn warm(&self, request: &WarmRequest, id: String, source: Source) -> Box<Outcome> {
-        self.warm_until(self.deadline(), request, id, source).await
-    }
-
-    /// As [`Warmer::warm`], but over by this `deadline`; past it nothing is asked for any more.
-    pub(crate) async fn warm_until(
-        &self,
-        deadline: Instant,
-        request: &WarmRequest,
-        id: String,
-        source: Source,
-    ) -> Box<Outcome> {
-        self.look_until(deadline, request, id, source).await.0
-    }
-
-    /// As [`Warmer::warm`], with all that was asked on the way.
-    pub(crate) async fn look(&self, request: &WarmRequest, id: String) -> (Box<Outcome>, Vec<Look>) {
-        let warmer = Self { shows_looks: true, ..self.clone() };
-        warmer.look_until(self.deadline(), request, id, Source::default()).await
-    }
-
-    async fn look_until(
-        &self,
-        deadline: Instant,
-        request: &WarmRequest,
-        id: String,
-        source: Source,
-    ) -> (Box<Outcome>, Vec<Look>) {
-        let instance = self.identity.get().await;
-        let now = Instant::now();
-        let mut landed = match self.refusal(request, &instance.region) {
-            Some(reason) => Landed::at_once(Verdict::Refused(reason)),
-            None if now >= deadline => Landed::at_once(Verdict::Failed(Failure::TotalTimeout)),
-            None => self.share(now, deadline, request).await,
+    /// Fetches the URL, or waits for an equal request that is under way, and says what became of it by `deadline`; past it
+    /// nothing is asked for any more. `region` is where this is, for requests that only some regions warm.
+    pub(crate) async fn warm(&self, request: &WarmRequest, region: &str, deadline: Instant) -> Attempt {
+        let started = Instant::now();
+        if let Some(reason) = self.refusal(request, region) {
+            return Attempt::without_request(Verdict::Refused(reason));
+        }
+        let out_of_time = || Attempt::without_request(Verdict::Failed(Failure::TotalTimeout));
+        if started >= deadline {
+            return out_of_time();
+        }
+        let flight = self.flights.join(request);
+        let (is_first, mut is_own) = (flight.is_first(), false);
+        let in_time = {
+            // Pinned here, so that it is not moved about: it is large.
+            let fetch = pin!(self.fetch(deadline.into(), request));
+            let landing = pin!(flight.cell().get_or_init(|| {
+                is_own = true;
+                fetch
+            }));
+            if is_first {
+                // It ends in time by itself.
+                landing.await;
+                true
+            } else {
+                // Another's may have begun later, and end later.
+                timeout_at(deadline.into(), landing).await.is_ok()
+            }
         };
-        let looks = std::mem::take(&mut landed.progress.looks);
-        (outcome(instance, landed, shown_url(request.url()), id, source), looks)
+        let attempt = match in_time {
+            true => flight.into_result().unwrap_or_else(out_of_time),
+            false => out_of_time(),
+        };
+        let attempt = if is_own { attempt } else { attempt.shared() };
+        Attempt { total: started.elapsed(), ..attempt }
     }
 
     /// Why this is not to be fetched at all, if so.
@@ -192,120 +190,4 @@ impl Warmer {
         }
         self.guard.check(request.url()).err()
     }
-
-    /// Fetches, or waits for what an equal request has under way already.
-    async fn share(&self, started: Instant, deadline: Instant, request: &WarmRequest) -> Box<Landed> {
-        let flight = self.flights.join(request);
-        let is_first = flight.is_first();
-        let fetch = pin!(self.fetch_until(deadline, request));
-        let landing = pin!(flight.land(fetch));
-        let landed = match is_first {
-            // It ends in time by itself.
-            true => Ok(landing.await),
-            // Another's may have begun later, and end later.
-            false => tokio::time::timeout_at(deadline.into(), landing).await,
-        };
-        let timed_out = || (Landed::at_once(Verdict::Failed(Failure::TotalTimeout)), false);
-        let (mut landed, is_own) = landed.unwrap_or_else(|_| timed_out());
-        let progress = &mut landed.progress;
-        if !is_own {
-            // What was read is told once.
-            progress.attempts = 0;
-            progress.exchange.bytes = 0;
-            progress.exchange.bytes_saved = 0;
-        }
-        progress.exchange.total_ms = milliseconds(started.elapsed());
-        landed
-    }
-
-    /// Fetches within the time that there is.
-    async fn fetch_until(&self, deadline: Instant, request: &WarmRequest) -> Box<Landed> {
-        let mut landed = Landed::at_once(Verdict::Failed(Failure::TotalTimeout));
-        let in_time = {
-            // Pinned here, so that it is not moved about: it is large.
-            let deadline = Deadline::new(deadline);
-            let work = pin!(self.fetch_with_retries(&deadline, request, &mut landed.progress));
-            deadline.until(deadline.at(), work).await
-        };
-        // What takes too long does not unsay what is known: that it was filled, or why the tries before failed.
-        if let Some(verdict) = in_time.or(landed.progress.so_far.take()) {
-            landed.verdict = verdict;
-        }
-        landed
-    }
-
-    /// The outcome of what is known without a GET, from an earlier one.
-    pub(crate) async fn known(
-        &self,
-        request: &WarmRequest,
-        verdict: Verdict,
-        http_status: Option<u16>,
-        id: String,
-        source: Source,
-    ) -> Box<Outcome> {
-        let mut known = Landed::at_once(verdict);
-        known.progress.exchange.http_status = http_status;
-        outcome(self.identity.get().await, known, shown_url(request.url()), id, source)
-    }
-
-    /// The outcome of something that never became a request.
-    pub(crate) async fn refused(&self, reason: String, id: String, source: Source) -> Box<Outcome> {
-        let refused = Landed::at_once(Verdict::Refused(reason));
-        outcome(self.identity.get().await, refused, String::new(), id, source)
-    }
-}
-
-/// Boxed, since it goes through many hands.
-fn outcome(
-    instance: &Instance,
-    landed: Box<Landed>,
-    url: String,
-    id: String,
-    source: Source,
-) -> Box<Outcome> {
-    let Landed { verdict, progress } = *landed;
-    Box::new(Outcome {
-        id,
-        url,
-        final_url: progress.final_url,
-        region: instance.region.clone(),
-        instance: instance.id.clone(),
-        reason: verdict.reason(),
-        verdict,
-        exchange: progress.exchange,
-        attempts: progress.attempts,
-        source,
-        finished_at: Timestamp::now(),
-    })
-}
-
-/// What became of one request, and what was done for it. Boxed, since it goes through many hands.
-#[derive(Clone)]
-struct Landed {
-    verdict: Verdict,
-    progress: Progress,
-}
-
-impl Landed {
-    fn at_once(verdict: Verdict) -> Box<Self> {
-        Box::new(Self { verdict, progress: Progress::default() })
-    }
-}
-
-/// What was done for one request so far; kept outside the futures, so that a time-out does not lose it.
-#[derive(Clone, Default)]
-struct Progress {
-    exchange: Exchange,
-    attempts: u32,
-    /// Where the redirects of the last GET led.
-    final_url: Option<String>,
-    /// What was asked, where that is of interest.
-    looks: Vec<Look>,
-    /// The verdict that stands where what is under way does not end in time.
-    so_far: Option<Verdict>,
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    // Microseconds are as exact as the clock is worth.
-    duration.as_micros() as f64 / 1000.0
 }

@@ -20,10 +20,10 @@ use tokio::net::{TcpStream, UdpSocket};
 use self::origin::Origin;
 use super::connect::Connector;
 use super::names::Names;
-use super::{WarmArgs, Warmer};
-use crate::outcome::{Outcome, Source};
+use super::{Attempt, WarmArgs, Warmer};
+use crate::outcome::{Outcome, Source, shown_url};
 use crate::request::WarmRequest;
-use crate::telemetry::instance::InstanceArgs;
+use crate::telemetry::instance::Instance;
 use crate::verdict::Verdict;
 
 #[path = "../../tests/it/support/origin.rs"]
@@ -147,10 +147,9 @@ pub(super) struct Stand {
 }
 
 impl Stand {
-    /// The arguments' region and metadata host do not matter.
+    /// The arguments' time limits and longest body do not matter.
     pub(super) async fn new(args: WarmArgs, origin: Origin, name_server: NameServer) -> Self {
         let args = WarmArgs {
-            instance: InstanceArgs { region: Some("here".to_owned()), ..InstanceArgs::default() },
             timeout: 20,
             connect_timeout: 5,
             first_byte_timeout: 20,
@@ -187,11 +186,15 @@ impl Stand {
         data: &[u8],
         options: &[(&str, &str)],
     ) -> (Box<Outcome>, Vec<SocketAddr>) {
-        let id = || "1".to_owned();
-        let outcome = match WarmRequest::parse(data, options.iter().copied()) {
-            Ok(request) => self.warmer.warm(&request, id(), Source::default()).await,
-            Err(error) => self.warmer.refused(error.reason(), id(), Source::default()).await,
+        let (attempt, url) = match WarmRequest::parse(data, options.iter().copied()) {
+            Ok(request) => {
+                let attempt = self.warmer.warm(&request, "here", self.warmer.deadline()).await;
+                (attempt, shown_url(request.url()))
+            }
+            Err(error) => (Attempt::without_request(Verdict::Refused(error.reason())), String::new()),
         };
+        let instance = Instance { region: "here".to_owned(), id: String::new() };
+        let outcome = attempt.into_outcome(&instance, url, "1".to_owned(), Source::default());
         (outcome, std::mem::take(&mut *self.detour.dialled.lock().unwrap()))
     }
 }

@@ -4,7 +4,6 @@
 //! host that leaves the table takes its idle connections along.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,7 +14,6 @@ use tokio::time::Instant;
 use url::{Position, Url};
 
 use super::breaker::{Admission, Breaker};
-use super::deadline::Deadline;
 use crate::adaptive_limit::{AdaptiveLimit, Settings};
 use crate::retry::retry_after;
 use crate::verdict::{Failure, Verdict};
@@ -31,7 +29,7 @@ const MAX_WAITING: usize = 384;
 /// A request that takes longer than this no longer counts against its host's limit, as long as the host answers others:
 /// a few URLs that hang, or long bodies, would otherwise leave no room for the rest. So many of them do not count. No time
 /// limit of a request is shorter.
-const LATE: Duration = Duration::from_secs(1);
+pub(super) const LATE: Duration = Duration::from_secs(1);
 const MAX_LATE: usize = 256;
 /// How long ago an answer may be that shows a host alive.
 const ALIVE: Duration = Duration::from_secs(20);
@@ -291,30 +289,8 @@ impl<C: Send + Sync + 'static> Turn<C> {
         &self.host.client
     }
 
-    /// Does `work`, which is all of the request. Where it takes long, others need no longer wait for it, and its limits are
-    /// watched.
-    pub(super) async fn spend<T>(&self, deadline: &Deadline, work: Pin<&mut impl Future<Output = T>>) -> T {
-        let give_way = async {
-            if deadline.at() < self.began + LATE {
-                deadline.watch();
-            }
-            tokio::time::sleep_until(self.began + LATE).await;
-            deadline.watch();
-            while !self.give_way() {
-                tokio::time::sleep(LATE).await;
-            }
-            std::future::pending().await
-        };
-        tokio::select! {
-            // First, so that the work is polled behind it and its limits are watched from then on.
-            biased;
-            never = give_way => never,
-            done = work => done,
-        }
-    }
-
     /// Makes room for the next request; false where that would not be wise now.
-    fn give_way(&self) -> bool {
+    pub(super) fn give_way(&self) -> bool {
         let (mut state, mut held) = (self.host.state(), lock(&self.held));
         let is_alive = state.answered_at.is_some_and(|at| at.elapsed() < ALIVE);
         if !is_alive || state.late >= MAX_LATE {
@@ -463,6 +439,7 @@ mod tests {
     use std::pin::pin;
 
     use super::*;
+    use crate::warm::timer::StepTimer;
 
     fn turns() -> Turns<()> {
         Turns::new(|| ())
@@ -528,8 +505,10 @@ mod tests {
             for _ in 0..64 {
                 let turn = turns.take(&host, in_seconds(60)).await.ok().unwrap();
                 tokio::spawn(async move {
-                    let deadline = Deadline::new(in_seconds(60).into_std());
-                    turn.spend(&deadline, pin!(tokio::time::sleep(Duration::from_secs(15)))).await;
+                    let sleep = pin!(tokio::time::sleep(LATE));
+                    let mut timer = StepTimer::new(&turn, in_seconds(60), sleep);
+                    let hangs = pin!(tokio::time::sleep(Duration::from_secs(15)));
+                    timer.run(|| in_seconds(60), hangs).await.unwrap();
                 });
             }
             let started = Instant::now();
@@ -721,19 +700,6 @@ mod tests {
         for (n, turn) in held.iter().enumerate() {
             let known = &known[&*format!("https://h{n}.example.com")];
             assert!(Arc::ptr_eq(&known.host, &turn.host));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn work_that_takes_long_has_its_limits_watched_and_so_has_work_that_may_not() {
-        for milliseconds in [20_000, 500] {
-            let turn = turns().take(&url("https://example.com/"), in_seconds(60)).await.ok().unwrap();
-            let (started, limit) = (Instant::now(), Duration::from_millis(milliseconds));
-            let deadline = Deadline::new((started + limit).into_std());
-            let hangs = pin!(std::future::pending::<()>());
-            let work = pin!(turn.spend(&deadline, hangs));
-            assert_eq!(deadline.until(deadline.at(), work).await, None);
-            assert_eq!(started.elapsed(), limit);
         }
     }
 }

@@ -270,7 +270,7 @@ async fn each_hostile_origin_has_its_own_verdict_by_its_deadline_and_leaves_noth
                 assert_eq!(outcome["bytes"], bytes, "{name}");
             }
             if name == "obs-fold" {
-                assert_eq!(outcome["cache"]["value"], "edge; hit; ttl=60", "{outcome}");
+                assert_eq!(outcome["cache"]["value"], "edge;hit;ttl=60", "{outcome}");
             }
         }
         let (status, outcome) = &told[&format!("https://h2-flood.example.com/{round}")];

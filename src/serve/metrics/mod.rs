@@ -211,6 +211,7 @@ mod tests {
     use crate::outcome::{Exchange, Source};
     use crate::serve::auth::{Auth, AuthArgs};
     use crate::telemetry::health::Health;
+    use crate::telemetry::instance::{Identity, InstanceArgs};
     use crate::telemetry::metrics::{assert_format, registry};
     use crate::verdict::Failure;
     use crate::warm::{WarmArgs, Warmer};
@@ -220,12 +221,12 @@ mod tests {
         let keys = Url::parse("http://127.0.0.1:1/").unwrap();
         let auth = Auth::new(AuthArgs::for_demo("a", "b@c", keys), CancellationToken::new()).unwrap();
         let edge = SocketAddr::from(([127, 0, 0, 1], 1));
-        let warmer = Warmer::new(WarmArgs::for_demo("europe-west1", edge)).unwrap();
-        while warmer.region().is_none() {
-            tokio::task::yield_now().await;
-        }
+        let warmer = Warmer::new(WarmArgs::for_demo(edge)).unwrap();
+        let region = Some("europe-west1".to_owned());
+        let identity = Identity::discover(InstanceArgs { region, ..InstanceArgs::default() });
+        identity.get().await;
         let in_flight = Arc::new(Semaphore::new(7));
-        let states = States { auth, warmer, in_flight, max_in_flight: 10 };
+        let states = States { auth, identity, warmer, in_flight, max_in_flight: 10 };
         let metrics = ServeMetrics::register(&mut registry, states);
         (registry, metrics)
     }

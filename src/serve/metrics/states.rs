@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::Verdicts;
 use crate::serve::auth::Auth;
+use crate::telemetry::instance::Identity;
 use crate::verdict::WORDS;
 use crate::warm::Warmer;
 
@@ -20,6 +21,7 @@ use crate::warm::Warmer;
 #[derive(Clone)]
 pub(in crate::serve) struct States {
     pub(in crate::serve) auth: Auth,
+    pub(in crate::serve) identity: Identity,
     pub(in crate::serve) warmer: Warmer,
     pub(in crate::serve) in_flight: Arc<Semaphore>,
     pub(in crate::serve) max_in_flight: u32,
@@ -41,8 +43,8 @@ impl Collector for Shown {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
         // Before the first outcome it may not be known, and there is nothing to show by it.
-        if let Some(region) = self.states.warmer.region() {
-            self.encode_verdicts(encoder, region)?;
+        if let Some(instance) = self.states.identity.known() {
+            self.encode_verdicts(encoder, &instance.region)?;
         }
         self.encode_tokens(encoder)?;
         let in_flight = self.states.max_in_flight as usize - self.states.in_flight.available_permits();
