@@ -1,11 +1,17 @@
-//! The one door to origins: a request goes through the guard to the edge, its body is read and dropped, and the
-//! response headers say how warm the edge is.
+//! Fetches URLs through an edge and says how warm it is: a request passes the guard, its response is read and dropped, and
+//! the response headers are assessed.
 //!
-//! [`Warmer`] is the whole of it, by its `args`; what it returns is an [`Attempt`]. `guard`, with `addresses` and `hosts`, says what may be
-//! fetched, `flights` lets equal requests share a GET, `fetch` makes the GETs of one, `turns` (with `adaptive_limit` and `breaker`) says when a host may
-//! be asked, `timer` for how long, `client`, `connections`, `http1`, `tls`, `connect` and `names` ask, `redirect` says where a response leads,
-//! `body` reads, `range` and `cdn` judge, `certify` weighs two looks, and `look` keeps what was asked for those who want to know. Nothing here
-//! knows Kafka, Pub/Sub, who this instance is, or what is answered to whom.
+//! [`Warmer::warm`] returns an [`Attempt`]; its way to the socket is `Warmer::fetch` (retries, the second look), `get`
+//! (redirects), `attempt` (one request), `StepTimer::run`, `Connections::request` and `Http1::exchange`; a body goes from
+//! `attempt` by `receive`, `body::read` and `StepTimer::run`.
+//!
+//! - What may be fetched: `guard`, with `addresses` and `hosts`. The settings: `args`.
+//! - When: `flights` shares the GET of equal requests, `turns` (with `adaptive_limit` and `breaker`) limits each host, `timer` each step.
+//! - How: `client`, `connections`, `http1`, `tls`, `connect`, `names`; `redirect` says where a response leads, `body` reads.
+//! - What it means: `cdn` assesses a response, `range` checks a part, `certify` weighs two looks; `look` keeps what was sent
+//!   and read for those who want to see it.
+//!
+//! Nothing here knows Kafka, Pub/Sub, which instance this is, or what is answered to whom.
 
 mod addresses;
 mod args;
