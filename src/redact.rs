@@ -80,7 +80,7 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
     PARTS.iter().chain(&HEADER_PARTS).any(|part| name.contains(part))
 }
 
-/// Returns `url` as it may be shown: values that look like credentials become [`REDACTED`].
+/// Returns `url` as it may be shown: values that look like credentials become an ellipsis.
 ///
 /// Redacts the signatures of CDNs and clouds, in the query or in the path, and parameters that are named like a token,
 /// key or password. Parameter names stay, so that a reader still recognises the URL.
