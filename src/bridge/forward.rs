@@ -19,7 +19,6 @@ use tonic::{Code, Status};
 
 use super::batch::Batch;
 use super::dead_letter::DeadLetters;
-use super::held::{Held, Place};
 use super::letter::{Reason, Undeliverable, record_of};
 use super::metrics::{BridgeMetrics, InFlight, Published};
 use super::parts::{Parts, unpack};
@@ -56,7 +55,6 @@ pub(super) struct Forwarder<P> {
     alarm: Alarm,
     limit: Mutex<AdaptiveLimit>,
     parts: Semaphore,
-    held: Held,
     /// Notified whenever a call is accepted.
     answered: Notify,
     /// Notified once a call is accepted after some time without one.
@@ -94,7 +92,6 @@ impl<P: Publish> Forwarder<P> {
             metrics,
             limit: Mutex::new(AdaptiveLimit::new(&Settings::PUBLISH)),
             parts: Semaphore::new(PARTS_AT_ONCE),
-            held: Held::default(),
             answered: Notify::new(),
             recovered: Notify::new(),
             calls: AtomicUsize::new(0),
@@ -253,13 +250,7 @@ impl<P: Publish> Forwarder<P> {
     async fn until_answered(&self, call: &Call, calls: Option<usize>) -> Result<(), Status> {
         let mut delays = delays();
         let mut unanswered = 0;
-        let number = self.held.number();
-        let (mut failing_since, mut place) = (None, None);
         loop {
-            if let Some(place) = &place {
-                Place::turn(place).await;
-            }
-            self.done.may_deliver(call.records, place.is_some()).await;
             let limit = call_limit(call.bytes.len(), unanswered);
             let started = Instant::now();
             let answer = tokio::select! {
@@ -301,16 +292,13 @@ impl<P: Publish> Forwarder<P> {
             if status.code() == Code::DeadlineExceeded {
                 unanswered += 1;
             }
-            if place.is_none() && failing_since.get_or_insert_with(Instant::now).elapsed() >= OUTAGE {
-                place = Some(self.held.join(number, call.records));
-            }
             self.alarm.raise(&status, fate);
             self.wait(delays.next().unwrap_or(Duration::from_secs(1))).await;
         }
     }
 
-    /// Waits before the next try, but not as long once Pub/Sub is back: what is behind this call may be accepted by then,
-    /// and comes twice if this process dies before it.
+    /// Waits before the next try, but not as long once Pub/Sub is back: what is behind this call may be accepted by then, and
+    /// its offsets cannot be committed before this call's.
     async fn wait(&self, delay: Duration) {
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -550,26 +538,6 @@ mod tests {
         assert_eq!(accepted.len(), 50);
         let took = *accepted.last().unwrap() - accepted[0];
         assert!(took <= RECOVERY_SPREAD + Duration::from_millis(5), "{took:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_was_held_is_delivered_from_the_oldest_on() {
-        let started = Instant::now();
-        let away = move |_, _: &[PubsubMessage]| {
-            if started.elapsed() < Duration::from_secs(10) { Code::Unavailable } else { Code::Ok }
-        };
-        let stand = Stand::new(away);
-        let values = vec!["a"; 1_000];
-        let batches = (0..20).map(|n| stand.forwarder.forward(stand.batch_from(n * 1_000, 1, &values)));
-        join_all(batches).await;
-        let accepted = stand.forwarder.publisher.accepted.lock().unwrap().clone();
-        let offsets: Vec<i64> = accepted.iter().map(|(offset, _)| offset.parse().unwrap()).collect();
-        let batches: Vec<i64> = offsets.chunks(1_000).map(|batch| batch[0]).collect();
-        for (index, batch) in batches.iter().enumerate() {
-            let older = batches[index..].iter().filter(|other| *other < batch).count();
-            assert!(older < 4, "{batch} came before {older} that are older: {batches:?}");
-        }
-        assert_eq!(stand.offsets.take_committable(), [(0, 20_000)]);
     }
 
     #[tokio::test(start_paused = true)]

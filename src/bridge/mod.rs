@@ -1,13 +1,12 @@
 //! `cdnwarm bridge`: every record of a Kafka topic becomes a Pub/Sub message, at least once, whatever dies and whenever.
 //!
 //! A record's way: `kafka::consumer`, on whose thread [`batch`] and [`message`] put it into a publish request ->
-//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], [`held`], `adaptive_limit`) or brings it to [`dead_letter`] (which writes a
+//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], `adaptive_limit`) or brings it to [`dead_letter`] (which writes a
 //! [`letter`]) -> its receipt back to the consumer, which commits it. Order is not kept.
 
 mod batch;
 mod dead_letter;
 mod forward;
-mod held;
 mod letter;
 mod message;
 mod metrics;

@@ -13,7 +13,6 @@ use rdkafka::config::ClientConfig;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::lease::Lease;
 use super::member::Member;
 use super::offsets::{Offsets, Receipt, Receipts};
 use super::record::RecordRef;
@@ -49,7 +48,7 @@ const DEFAULTS: [(&str, &str); 9] = [
 /// How soon the group notices a member that was killed: the least that brokers allow by default. The protocol of KIP-848
 /// leaves both to the broker.
 const SESSION: [(&str, &str); 2] = [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "2000")];
-/// Records that were done when a process is killed come again if they were not committed: so commit often.
+/// Records that are accepted downstream and not committed come again after a crash.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What to consume, and as whom.
@@ -134,24 +133,13 @@ pub(crate) struct Consumer<B> {
 #[derive(Clone)]
 pub(crate) struct Done {
     offsets: Arc<Offsets>,
-    state: Arc<State>,
 }
 
 impl Done {
-    /// Without a consumer, for tests of who gives receipts back: the group counts it in for as long as they take.
+    /// Without a consumer, for tests of who gives receipts back.
     #[cfg(test)]
     pub(crate) fn to(offsets: Arc<Offsets>) -> Self {
-        let state = State { lease: Lease::for_ever(), ..State::default() };
-        Self { offsets, state: Arc::new(state) }
-    }
-
-    /// Ends at once where the group is known to count this member in, or the records are few; otherwise once it is. To be
-    /// waited for before each try to deliver them: what a member delivers that was given up is delivered twice. Those that were
-    /// `held` for some time go out in small steps.
-    pub(crate) async fn may_deliver(&self, records: u64, held: bool) {
-        while !self.state.lease.allows(records, held, self.offsets.ever_committable()) {
-            self.state.lease.renewed().await;
-        }
+        Self { offsets }
     }
 
     /// Ends some time after all of these records were taken away, so that their next owner delivers them: to go on with
@@ -215,7 +203,7 @@ impl<B: Send + 'static> Consumer<B> {
 
     /// Where to give receipts back.
     pub(crate) fn acknowledger(&self) -> Done {
-        Done { offsets: self.offsets.clone(), state: self.state.clone() }
+        Done { offsets: self.offsets.clone() }
     }
 
     /// Is cancelled once [`Consumer::next`] gives only what waits already: the consumer was stopped, or has failed.
@@ -333,7 +321,6 @@ pub(super) struct State {
     pub(super) revoked: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) joined: AtomicBool,
-    pub(super) lease: Lease,
     trouble: Mutex<Option<String>>,
     partitions: Mutex<BTreeMap<i32, PartitionState>>,
 }
@@ -350,6 +337,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::sync::mpsc as blocking;
 
     use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -383,8 +371,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_loop_that_is_blocked_is_seen_from_outside_and_a_quiet_one_is_not() {
+    /// A Kafka with one partition of `urls`, a producer and the configuration of a consumer.
+    fn stand() -> (EmbeddedKafka, BaseProducer, ConsumerConfig) {
         let kafka = EmbeddedKafka::start().unwrap();
         kafka.create_topic("urls", 1).unwrap();
         let mut client = ClientConfig::new();
@@ -401,6 +389,12 @@ mod tests {
             timeout: Duration::from_secs(30),
             source: "kafka-env".to_owned(),
         };
+        (kafka, producer, config)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_loop_that_is_blocked_is_seen_from_outside_and_a_quiet_one_is_not() {
+        let (_kafka, producer, config) = stand();
         let (go_on, blocked) = blocking::sync_channel(1);
         let stop = CancellationToken::new();
         let mut consumer = Consumer::start(config, Blocks(blocked, false), stop.clone()).unwrap();
@@ -416,6 +410,63 @@ mod tests {
         go_on.send(()).unwrap();
         assert_eq!(consumer.next().await, Some(()));
         stop.cancel();
+        consumer.ended().await.unwrap();
+    }
+
+    /// Makes a batch of each record.
+    #[derive(Default)]
+    struct Single(VecDeque<Receipt>);
+
+    impl Collect for Single {
+        type Batch = Receipt;
+
+        fn add(&mut self, record: &RecordRef<'_>) {
+            self.0.push_back(Receipt::one(record.partition, record.assignment, record.offset));
+        }
+
+        fn add_broken(&mut self, _: i32, _: u64, _: (i64, i64), _: &str) {}
+
+        fn is_full(&self) -> bool {
+            !self.0.is_empty()
+        }
+
+        fn is_empty(&self) -> bool {
+            self.0.is_empty()
+        }
+
+        fn take(&mut self, deliver: &mut dyn FnMut(&Receipt) -> bool) -> Option<Receipt> {
+            self.0.pop_front().filter(|receipt| deliver(receipt))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn commits_are_sent_and_answered_while_the_role_takes_no_batch() {
+        /// Less than the second after which partitions were paused, which hid that nothing was handled before.
+        const LIMIT: Duration = Duration::from_millis(900);
+        let (_kafka, producer, config) = stand();
+        for _ in 0..20 {
+            producer.send(BaseRecord::<(), _>::to("urls").payload("https://example.com/")).unwrap();
+        }
+        producer.flush(Duration::from_secs(10)).unwrap();
+        let stop = CancellationToken::new();
+        let mut consumer = Consumer::start(config, Single::default(), stop.clone()).unwrap();
+        let (watch, done) = (consumer.watch(), consumer.acknowledger());
+        // A busy machine may be slow once, but not each time.
+        for last_try in [false, false, true] {
+            let receipt = consumer.next().await.unwrap();
+            done.done(&[receipt]);
+            let committed = async {
+                while watch.snapshot().partitions[&0].committed <= receipt.last {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            match tokio::time::timeout(LIMIT, committed).await {
+                Ok(()) => break,
+                Err(_) => assert!(!last_try, "nothing was committed while the queue was full"),
+            }
+        }
+        stop.cancel();
+        drop(done);
         consumer.ended().await.unwrap();
     }
 }

@@ -1,8 +1,8 @@
 //! Kafka, as the roles use it: records with their offsets, and the arguments that name a cluster.
 //!
 //! `env` reads the kafka-env file, `consumer` is a group member as roles see it and `member` its thread, which reads
-//! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows, knows by its
-//! `lease` that the group still counts it in, and finds its way past what is `broken`; `metrics` is what an operator sees of
+//! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows, and
+//! finds its way past what is `broken`; `metrics` is what an operator sees of
 //! it. `admin` looks for a topic and makes it, `dead_letter_topic` writes single records, `client` hears what librdkafka says on its own
 //! account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
 
@@ -13,7 +13,6 @@ pub(crate) mod consumer;
 pub(crate) mod dead_letter_topic;
 pub(crate) mod env;
 mod events;
-mod lease;
 mod member;
 pub(crate) mod metrics;
 mod offsets;

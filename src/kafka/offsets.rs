@@ -84,8 +84,6 @@ pub(crate) struct Offsets {
     assignments: AtomicU64,
     /// Records delivered that may not be committed yet, over all partitions.
     uncommittable: AtomicU64,
-    /// Records that ever became committable, over all partitions and assignments.
-    ever_committable: AtomicU64,
     /// Signalled whenever a partition has nothing in flight any more.
     idle: Condvar,
 }
@@ -163,7 +161,6 @@ impl Offsets {
             if partition.assignment == receipt.assignment {
                 let records = partition.done(receipt);
                 self.uncommittable.fetch_sub(records, Ordering::Relaxed);
-                self.ever_committable.fetch_add(records, Ordering::Relaxed);
                 any_idle |= partition.window.is_empty();
             }
         }
@@ -175,12 +172,6 @@ impl Offsets {
     /// How many records were delivered whose offset may not be committed yet: after a crash, these come again.
     pub(crate) fn uncommittable(&self) -> u64 {
         self.uncommittable.load(Ordering::Relaxed)
-    }
-
-    /// How many records ever became committable; asked before [`Offsets::take_committable`], so many are in what that gave
-    /// out by then.
-    pub(crate) fn ever_committable(&self) -> u64 {
-        self.ever_committable.load(Ordering::Relaxed)
     }
 
     /// The next offset to commit of each partition where that moved since the last call.
@@ -272,9 +263,7 @@ mod tests {
         offsets.done(&[six, nine]);
         assert_eq!(offsets.take_committable(), []);
         assert_eq!(offsets.uncommittable(), 5, "done, but they would come again");
-        assert_eq!(offsets.ever_committable(), 0);
         offsets.done(&[five]);
-        assert_eq!(offsets.ever_committable(), 5);
         assert_eq!(offsets.take_committable(), [(0, 10)]);
         assert_eq!(offsets.take_committable(), [], "only what moved");
         assert_eq!(offsets.uncommittable(), 0);

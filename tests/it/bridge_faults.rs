@@ -1,7 +1,7 @@
 //! Whatever Pub/Sub answers, or does not, and whatever the wire does: every record arrives or is accounted for by itself.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tonic::Code;
 
@@ -245,10 +245,8 @@ async fn a_wire_that_is_cut_or_slow_or_dead_for_longer_than_a_call_may_take_cost
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_while_the_group_cannot_be_reached_is_not_published_twice() {
+async fn what_is_held_is_published_while_the_group_cannot_be_reached_and_at_most_once_more_afterwards() {
     const RECORDS: usize = 20_000;
-    /// What may go without the group's word.
-    const UNPROVEN: usize = 200;
     let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
     let env = kafka.env(&[("auto.offset.reset", "earliest"), ("session.timeout.ms", "6000")]);
     let mut source = Source::of(&kafka);
@@ -258,26 +256,14 @@ async fn what_is_held_while_the_group_cannot_be_reached_is_not_published_twice()
     bridge.says("publishing is refused").await;
     kafka.embedded().set_available(false).unwrap();
     bridge.says("brokers are down").await;
-    // Held batches are tried once a second for as long as the group has answered lately.
-    comes_to_rest(|| publisher.faults()).await;
     publisher.be_well();
-    comes_to_rest(|| publisher.records()).await;
-    assert!(publisher.records() <= UNPROVEN, "{} records were published", publisher.records());
+    // Nothing that delivers waits for the coordinator, whatever is held.
+    eventually("delivery", async || (publisher.records() >= 1_000).then_some(())).await;
     kafka.embedded().set_available(true).unwrap();
     publisher.until(&source.all).await;
-    let twice: u64 = publisher.times().values().map(|times| times - 1).sum();
-    assert!(twice <= UNPROVEN as u64, "{twice} records came twice");
+    // What was sent before the session timed out may come again; nothing makes it come a third time.
+    let times = publisher.times();
+    assert!(times.values().all(|times| *times <= 2), "a record came three times");
     bridge.stop().await;
-}
-
-/// Waits until `count` has stayed the same for longer than any try is put off.
-async fn comes_to_rest(count: impl Fn() -> usize) {
-    let (mut last, mut since) = (count(), Instant::now());
-    eventually("rest", async || {
-        if count() != last {
-            (last, since) = (count(), Instant::now());
-        }
-        (since.elapsed() > Duration::from_millis(2_500)).then_some(())
-    })
-    .await;
+    source.all_committed(&env).await;
 }

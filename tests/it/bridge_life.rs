@@ -24,9 +24,11 @@ async fn stops_in_time(bridge: &mut Process) {
     assert!(asked.elapsed() < STOP_LIMIT, "it took {:?}", asked.elapsed());
 }
 
+/// How many records [`produce_ahead`] produces at once.
+const AT_ONCE: usize = 100;
+
 /// Produces `count` records in all, always a little ahead of what was published.
 async fn produce_ahead(source: &mut Source<'_>, publisher: &Publisher, count: usize, ahead: usize) {
-    const AT_ONCE: usize = 100;
     while source.all.len() < count {
         let produced = source.all.len();
         eventually("room to produce", async || (produced < publisher.records() + ahead).then_some(())).await;
@@ -190,6 +192,7 @@ async fn a_member_that_is_killed_leaves_nothing_undone_to_the_others() {
 }
 
 async fn one_of_two_is_killed(strategy: &str) {
+    const AHEAD: usize = 500;
     let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
     let env = kafka.env(&[EARLIEST, ("partition.assignment.strategy", strategy)]);
     // Calls are under way when it is killed.
@@ -212,10 +215,32 @@ async fn one_of_two_is_killed(strategy: &str) {
         killed.kill_hard().await;
         publisher.delay(Duration::from_millis(20));
     };
-    tokio::join!(killing, produce_ahead(&mut source, &publisher, 4_000, 500));
+    tokio::join!(killing, produce_ahead(&mut source, &publisher, 4_000, AHEAD));
     publisher.until(&source.all).await;
+    // Only what was in flight when it was killed; all else was committed several intervals before.
+    let twice: u64 = publisher.times().values().map(|times| times - 1).sum();
+    let in_flight = AHEAD + AT_ONCE;
+    assert!(twice <= in_flight as u64, "{twice} records came twice; {in_flight} were in flight");
     stops_in_time(&mut stays).await;
     source.all_committed(&env).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_later_than_a_commit_interval_delivers_nothing_twice() {
+    let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
+    let env = kafka.env(&[EARLIEST]);
+    let mut source = Source::of(&kafka);
+    let mut killed = bridge(&kafka, &env, publisher.addr(), &[]);
+    source.urls(2_000).await;
+    publisher.until(&source.all).await;
+    source.all_committed(&env).await;
+    killed.kill_hard().await;
+    let mut successor = bridge(&kafka, &env, publisher.addr(), &[]);
+    source.urls(30).await;
+    publisher.until(&source.all).await;
+    stops_in_time(&mut successor).await;
+    let times = publisher.times();
+    assert!(times.values().all(|times| *times == 1), "a committed record came again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,8 +18,6 @@ use crate::kafka::start::{LostOffsets, Start, StartAt, Starts};
 
 /// One line about commits that fail, in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
-/// A coordinator that has not answered for this long is trouble.
-const TROUBLE_AFTER: Duration = Duration::from_secs(3);
 /// How long a revoke waits for records in flight; past it they are delivered again by the partition's next owner.
 const REVOKE_LIMIT: Duration = Duration::from_secs(30);
 /// The same once the process is to stop: what is done by then still has to be committed.
@@ -56,8 +54,6 @@ impl<C: Collect> Member<C> {
             _ => self.consumer.assign(&list),
         };
         assigned.context("taking the assigned partitions")?;
-        // What brought this assignment may have waited for a process that was frozen: it proves nothing about now.
-        self.state.lease.ask();
         // One that was paused when it was taken away would stay paused for ever.
         self.consumer.resume(&list).context("resuming the assigned partitions")?;
         self.state.assigned.fetch_add(1, Ordering::Relaxed);
@@ -155,17 +151,11 @@ impl<C: Collect> Member<C> {
 
     /// Sends what is done and not committed yet, unless a commit is under way.
     pub(super) fn commit(&mut self) {
-        if let Some((since, _)) = self.committing {
-            if self.state.lease.is_wanted() && since.elapsed() > TROUBLE_AFTER {
-                self.tell_of_silence();
-            }
-            if since.elapsed() < COMMIT_LIMIT {
-                return;
-            }
+        if self.committing.is_some_and(|since| since.elapsed() < COMMIT_LIMIT) {
+            return;
         }
         self.forget_unanswered_commit();
-        let ever_committable = self.offsets.ever_committable();
-        let moved = committable(&self.offsets, &self.state);
+        let moved = self.offsets.take_committable();
         if moved.is_empty() {
             return;
         }
@@ -174,23 +164,13 @@ impl<C: Collect> Member<C> {
             Err(error) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)),
         };
         match sent {
-            Ok(()) => self.committing = Some((Instant::now(), ever_committable)),
+            Ok(()) => self.committing = Some(Instant::now()),
             Err(error) => {
                 tracing::debug!("commit not sent: {error}");
                 for (partition, _) in moved {
                     self.offsets.not_committed(partition);
                 }
             }
-        }
-    }
-
-    /// The coordinator does not answer, and delivery waits for that.
-    fn tell_of_silence(&mut self) {
-        let trouble = "the coordinator of the consumer group does not answer; delivery waits for it";
-        *self.state.trouble() = Some(trouble.to_owned());
-        if self.commit_warned.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            self.commit_warned = Some(Instant::now());
-            tracing::warn!("{trouble}: without it all would be delivered twice");
         }
     }
 
@@ -204,12 +184,7 @@ impl<C: Collect> Member<C> {
     }
 
     pub(super) fn committed(&mut self, partitions: &[(i32, i64, Option<RDKafkaErrorCode>)]) {
-        let asked = self.committing.take();
-        if let (Some((asked, covered)), true) =
-            (asked, partitions.iter().all(|(_, _, error)| error.is_none()))
-        {
-            self.state.lease.renew(asked, covered);
-        }
+        self.committing = None;
         for &(partition, offset, error) in partitions {
             match error {
                 None => {
@@ -236,7 +211,7 @@ impl<C: Collect> Member<C> {
 /// Waits until nothing of these partitions is in flight, or of all where none are named; at most until the deadline, which
 /// may move. Returns how many records still are.
 ///
-/// What gets done meanwhile is committed: the group may lose patience, and delivery asks whether it still answers.
+/// What gets done meanwhile is committed: the group may lose patience.
 pub(super) fn commit_until_idle(
     consumer: &BaseConsumer<ClientEvents>,
     offsets: &Offsets,
@@ -271,12 +246,10 @@ pub(super) fn commit_now(
     state: &State,
     limit: Duration,
 ) -> Result<(), RDKafkaErrorCode> {
-    let covered = offsets.ever_committable();
-    let moved = committable(offsets, state);
+    let moved = offsets.take_committable();
     if moved.is_empty() {
         return Ok(());
     }
-    let asked = Instant::now();
     let waiting = || {
         state.rounds.fetch_add(1, Ordering::Relaxed);
     };
@@ -286,7 +259,6 @@ pub(super) fn commit_now(
     match committed {
         Ok(()) => {
             tracing::debug!("committed {moved:?}");
-            state.lease.renew(asked, covered);
             let mut partitions = state.partitions();
             for (partition, offset) in moved {
                 if let Some(state) = partitions.get_mut(&partition) {
@@ -307,15 +279,6 @@ pub(super) fn commit_now(
         }
     }
     committed
-}
-
-/// What is to be committed: what moved, or, where only the answer is wanted, what is committed already.
-fn committable(offsets: &Offsets, state: &State) -> Vec<(i32, i64)> {
-    let mut moved = offsets.take_committable();
-    if moved.is_empty() && state.lease.is_wanted() {
-        moved.extend(state.partitions().first_key_value().map(|(number, state)| (*number, state.committed)));
-    }
-    moved
 }
 
 fn commit_list(

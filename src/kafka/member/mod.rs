@@ -1,7 +1,7 @@
 //! The consumer's thread: polls, makes batches, hands them over, commits what is done, and follows the group.
 //!
-//! It polls whatever happens downstream, so that the group never drops it: where the role does not keep up, partitions
-//! are paused. What the group asks is in [`group`], what goes wrong at the cluster in [`trouble`], and the way past what
+//! It polls events whatever happens downstream, so that the group never drops it; where the role does not keep up, records
+//! wait in librdkafka's queue, which has bounds of its own. What the group asks is in [`group`], what goes wrong at the cluster in [`trouble`], and the way past what
 //! cannot be read in [`unreadable`].
 
 mod group;
@@ -35,16 +35,8 @@ use unreadable::SILENT_LOOKS;
 
 /// How long a poll may wait, which is also how soon a stop is seen.
 const POLL: Duration = Duration::from_millis(50);
-/// The same while there is something to commit: its answer, or the wish for it, may be what delivery waits for.
-const POLL_TO_COMMIT: Duration = Duration::from_millis(5);
 /// Records in hand while they are put into a batch.
 const RECORDS_AT_ONCE: &str = "1000";
-/// So many records delivered and not committed are reason to make the next commit this share of the interval earlier:
-/// whatever is not committed when a member dies is delivered twice.
-const MANY_RECORDS: u64 = 1_000;
-const EARLY: f64 = 0.8;
-/// Without room downstream for this long, partitions are paused. Pausing drops what was fetched ahead, so not at once.
-const PAUSE_AFTER: Duration = Duration::from_secs(1);
 /// How often lags and the broker's presence are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stop waits for records in flight.
@@ -87,13 +79,13 @@ pub(super) struct Member<C: Collect> {
     /// Without a search yet where it waits for its turn: paused at once all the same, since librdkafka reads such a batch
     /// again and again, and each time may go astray in it.
     searches: BTreeMap<i32, Option<Search>>,
-    /// Whether all partitions are paused, because downstream does not keep up.
-    paused: bool,
+    /// Whether downstream does not keep up, so that records wait in librdkafka's queue.
+    out_of_room: bool,
     client: ClientConfig,
     commit_interval: Duration,
     next_commit: Instant,
-    /// When the commit under way was sent, and how many records were ever committable by then.
-    committing: Option<(Instant, u64)>,
+    /// When the commit under way was sent.
+    committing: Option<Instant>,
     /// When a commit that failed was last told.
     commit_warned: Option<Instant>,
     next_look: Instant,
@@ -137,7 +129,6 @@ impl<C: Collect> Member<C> {
         client.set("consume.callback.max.messages", RECORDS_AT_ONCE);
         let max_poll_interval = client.get("max.poll.interval.ms").and_then(|ms| ms.parse().ok());
         let commit_interval = config.commit_interval();
-        state.lease.with_commits_every(commit_interval);
         let ConsumerConfig { topic, source, timeout, linger, reset, on_lost_offsets, .. } = config;
         let native_topic = CString::new(topic.as_str()).context("the topic's name holds a NUL")?;
         let consumer: BaseConsumer<ClientEvents> = client
@@ -180,7 +171,7 @@ impl<C: Collect> Member<C> {
             check_topic_id: false,
             drained: false,
             searches: BTreeMap::new(),
-            paused: false,
+            out_of_room: false,
             client,
             commit_interval,
             next_commit: now,
@@ -234,8 +225,8 @@ impl<C: Collect> Member<C> {
                 continue;
             }
             let wait = match self.batch_since {
-                Some(since) => self.linger.saturating_sub(since.elapsed()).min(self.poll_limit()),
-                None => self.poll_limit(),
+                Some(since) => self.linger.saturating_sub(since.elapsed()).min(POLL),
+                None => POLL,
             };
             self.fill(wait)?;
         }
@@ -246,23 +237,12 @@ impl<C: Collect> Member<C> {
         self.stop.is_cancelled() || self.out.batches.is_closed()
     }
 
-    /// Records that are committable and not known to be committed.
-    fn owes(&self) -> u64 {
-        self.state.lease.owes(self.offsets.ever_committable())
-    }
-
-    fn poll_limit(&self) -> Duration {
-        if self.owes() > 0 || self.state.lease.is_wanted() { POLL_TO_COMMIT } else { POLL }
-    }
-
     /// What is to be done now and then, whatever else goes on.
     fn come_round(&mut self) -> anyhow::Result<()> {
         self.state.rounds.fetch_add(1, Ordering::Relaxed);
         self.state.records.store(self.records, Ordering::Relaxed);
         let now = Instant::now();
-        let many = self.owes() >= MANY_RECORDS;
-        let early = if many { self.commit_interval.mul_f64(EARLY) } else { Duration::ZERO };
-        if now + early >= self.next_commit || self.state.lease.is_wanted() {
+        if now >= self.next_commit {
             self.next_commit = now + self.commit_interval;
             self.commit();
             for partition in self.reading.keys() {
@@ -363,58 +343,35 @@ impl<C: Collect> Member<C> {
         true
     }
 
-    /// Waits until there is room downstream; after a while with paused partitions and polling, as the group demands.
+    /// Waits until there is room downstream, and follows the group meanwhile: commits are sent and their answers handled,
+    /// and so are rebalances, errors and a stop. Polling events is what `max.poll.interval.ms` asks for.
     fn wait_for_room(&mut self) -> anyhow::Result<()> {
-        let started = Instant::now();
-        let mut paused = false;
+        self.out_of_room = true;
         while !self.is_over() {
-            let slice = if paused { Duration::ZERO } else { self.poll_limit() };
             let batches = &self.out.batches;
-            let reserve = async { tokio::time::timeout(slice, batches.reserve()).await.is_ok() };
+            let reserve = async { tokio::time::timeout(POLL, batches.reserve()).await.is_ok() };
             if self.runtime.block_on(reserve) {
                 break;
             }
             self.come_round()?;
-            if started.elapsed() < PAUSE_AFTER {
-                continue;
-            }
-            if !paused {
-                tracing::info!("downstream does not keep up; partitions paused");
-                self.paused = true;
-            }
-            // Again each time: a rebalance may have brought partitions that are not paused yet.
-            self.consumer.pause(&self.assignment()?).context("pausing partitions")?;
-            paused = true;
-            // A record that comes now was fetched before the pause reached its partition; it waits in the queue.
-            if let Some(event) = self.events.clone().poll(self.poll_limit()) {
+            while let Some(event) = self.events.clone().poll(Duration::ZERO) {
                 self.handle(event)?;
             }
         }
-        if paused {
-            self.paused = false;
-            // Those that are looked into stay as they are.
-            let others = self.reading.keys().filter(|partition| !self.searches.contains_key(partition));
-            let others = list(&self.topic, others.map(|partition| (*partition, 0)))?;
-            self.consumer.resume(&others).context("resuming partitions")?;
-            tracing::info!("partitions resumed");
-        }
+        self.out_of_room = false;
         Ok(())
-    }
-
-    fn assignment(&self) -> anyhow::Result<TopicPartitionList> {
-        self.consumer.assignment().context("reading the assignment")
     }
 
     /// Notes how far the ends of the partitions are, and whether a broker that was away is back.
     fn look(&mut self) {
-        for (partition, state) in self.state.partitions().iter_mut().filter(|_| !self.paused) {
+        for (partition, state) in self.state.partitions().iter_mut().filter(|_| !self.out_of_room) {
             if let Some(high) = high_watermark(&self.consumer, &self.native_topic, *partition) {
                 state.high_watermark = Some(high);
             }
         }
-        // Paused partitions are not fetched, so nothing tells where they end, and one that has been quiet for long may not
-        // be fetched for a reason that nobody knows: one of them is asked each time.
-        let is_unknown = |(_, reading): &(&i32, &Reading)| self.paused || reading.seen.1 >= SILENT_LOOKS;
+        // While the queue is full nothing is fetched, so nothing tells where partitions end, and one that has been quiet for
+        // long may not be fetched for a reason that nobody knows: one of them is asked each time.
+        let is_unknown = |(_, reading): &(&i32, &Reading)| self.out_of_room || reading.seen.1 >= SILENT_LOOKS;
         let asked = self.reading.range(self.looked + 1..).chain(self.reading.iter()).find(is_unknown);
         if let Some(partition) = asked.map(|(partition, _)| *partition) {
             self.looked = partition;

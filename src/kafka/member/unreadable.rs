@@ -22,7 +22,7 @@ impl<C: Collect> Member<C> {
     pub(super) fn find_silent(&mut self) -> anyhow::Result<()> {
         // Where records wait to be taken, a partition may be quiet because its turn has not come.
         let drained = std::mem::take(&mut self.drained);
-        if self.state.trouble().is_some() || self.paused || !drained {
+        if self.state.trouble().is_some() || !drained {
             self.reading.values_mut().for_each(|reading| reading.seen.1 = 0);
             return Ok(());
         }
