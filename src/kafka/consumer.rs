@@ -41,7 +41,7 @@ const DEFAULTS: [(&str, &str); 9] = [
     ("reconnect.backoff.max.ms", "1000"),
     // How soon new partitions are seen.
     ("topic.metadata.refresh.interval.ms", "30000"),
-    // A record batch that was damaged on disk must be noticed, not forwarded.
+    // A record batch that is corrupt must be noticed, not forwarded.
     ("check.crcs", "true"),
     ("socket.nagle.disable", "true"),
 ];
@@ -59,6 +59,8 @@ pub(crate) struct ConsumerConfig {
     /// Start at the beginning of every partition on its first assignment.
     pub(crate) reset: bool,
     pub(crate) on_lost_offsets: OnLostOffsets,
+    /// Go on behind record batches that are corrupt, instead of stopping their partitions.
+    pub(crate) skip_corrupt: bool,
     /// Static membership (KIP-345).
     pub(crate) group_instance_id: Option<String>,
     /// How long the first record of a batch waits for others.
@@ -102,8 +104,8 @@ pub(crate) trait Collect: Send + 'static {
     /// Takes one record. May be called although [`Collect::is_full`]: at most once per poll.
     fn add(&mut self, record: &RecordRef<'_>);
 
-    /// Takes note of offsets, first and last, that hold records which cannot be read: broken on the broker's disk.
-    fn add_broken(&mut self, partition: i32, assignment: u64, offsets: (i64, i64), error: &str);
+    /// Takes note of offsets, first and last, that are skipped because their record batch is corrupt.
+    fn add_skipped(&mut self, partition: i32, assignment: u64, offsets: (i64, i64), error: &str);
 
     /// Whether a batch should go out now.
     fn is_full(&self) -> bool;
@@ -258,6 +260,10 @@ pub(crate) struct Snapshot {
     pub(crate) lost: u64,
     /// The assigned partitions.
     pub(crate) partitions: BTreeMap<i32, PartitionState>,
+    /// Partitions that are paused at a corrupt record batch, and the next offset of each.
+    pub(crate) corrupt: BTreeMap<i32, i64>,
+    /// Corrupt record batches that were skipped.
+    pub(crate) skipped_batches: u64,
     /// Why it cannot move, if so.
     pub(crate) trouble: Option<String>,
 }
@@ -284,13 +290,23 @@ impl Watch {
         let state = &self.0;
         let joining =
             || (!state.joined.load(Ordering::Relaxed)).then(|| "joining the consumer group".to_owned());
-        let trouble = state.trouble().clone();
+        let corrupt = state.corrupt().clone();
+        let stopped = corrupt.first_key_value().map(|(partition, offset)| {
+            let others = match corrupt.len() {
+                0 | 1 => String::new(),
+                all => format!(" and {} other partitions", all - 1),
+            };
+            format!("a corrupt record batch stops partition {partition} at offset {offset}{others}")
+        });
+        let trouble = state.trouble().clone().or(stopped);
         Snapshot {
             records: state.records.load(Ordering::Relaxed),
             assigned: state.assigned.load(Ordering::Relaxed),
             revoked: state.revoked.load(Ordering::Relaxed),
             lost: state.lost.load(Ordering::Relaxed),
             partitions: state.partitions().clone(),
+            corrupt,
+            skipped_batches: state.skipped_batches.load(Ordering::Relaxed),
             trouble: trouble.or_else(joining),
         }
     }
@@ -321,8 +337,10 @@ pub(super) struct State {
     pub(super) revoked: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) joined: AtomicBool,
+    pub(super) skipped_batches: AtomicU64,
     trouble: Mutex<Option<String>>,
     partitions: Mutex<BTreeMap<i32, PartitionState>>,
+    corrupt: Mutex<BTreeMap<i32, i64>>,
 }
 
 impl State {
@@ -332,6 +350,10 @@ impl State {
 
     pub(super) fn partitions(&self) -> MutexGuard<'_, BTreeMap<i32, PartitionState>> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn corrupt(&self) -> MutexGuard<'_, BTreeMap<i32, i64>> {
+        self.corrupt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -356,7 +378,7 @@ mod tests {
             self.1 = true;
         }
 
-        fn add_broken(&mut self, _: i32, _: u64, _: (i64, i64), _: &str) {}
+        fn add_skipped(&mut self, _: i32, _: u64, _: (i64, i64), _: &str) {}
 
         fn is_full(&self) -> bool {
             self.1
@@ -384,6 +406,7 @@ mod tests {
             topic: "urls".to_owned(),
             reset: false,
             on_lost_offsets: OnLostOffsets::Stop,
+            skip_corrupt: false,
             group_instance_id: None,
             linger: Duration::ZERO,
             timeout: Duration::from_secs(30),
@@ -424,7 +447,7 @@ mod tests {
             self.0.push_back(Receipt::one(record.partition, record.assignment, record.offset));
         }
 
-        fn add_broken(&mut self, _: i32, _: u64, _: (i64, i64), _: &str) {}
+        fn add_skipped(&mut self, _: i32, _: u64, _: (i64, i64), _: &str) {}
 
         fn is_full(&self) -> bool {
             !self.0.is_empty()

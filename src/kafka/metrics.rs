@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -28,6 +28,8 @@ const LAG_LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) struct ConsumerMetrics {
     records_read: Counter,
     rebalances: Family<RebalanceLabel, Counter>,
+    corrupt_partitions: Gauge,
+    skipped_corrupt_batches: Counter,
     partitions: Arc<Partitions>,
 }
 
@@ -59,6 +61,8 @@ impl ConsumerMetrics {
         let metrics = Self {
             records_read: Counter::default(),
             rebalances: Family::default(),
+            corrupt_partitions: Gauge::default(),
+            skipped_corrupt_batches: Counter::default(),
             partitions: Arc::new(partitions),
         };
         // A series that appears with its first event hides that event from `increase()`.
@@ -68,6 +72,16 @@ impl ConsumerMetrics {
             "rebalances",
             "Rebalances of the consumer group that this member heard of, by what they did to it",
             metrics.rebalances.clone(),
+        );
+        registry.register(
+            "corrupt_partitions",
+            "Partitions of this member that are paused at a corrupt record batch",
+            metrics.corrupt_partitions.clone(),
+        );
+        registry.register(
+            "skipped_corrupt_batches",
+            "Corrupt record batches that were skipped",
+            metrics.skipped_corrupt_batches.clone(),
         );
         registry.register_collector(Box::new(metrics.partitions.clone()));
         metrics
@@ -116,6 +130,8 @@ impl ConsumerMetrics {
     pub(crate) fn show(&self, before: &Snapshot, now: &Snapshot) {
         self.records_read.inc_by(now.records - before.records);
         self.rebalances(before, now);
+        self.corrupt_partitions.set(i64::try_from(now.corrupt.len()).unwrap_or(i64::MAX));
+        self.skipped_corrupt_batches.inc_by(now.skipped_batches - before.skipped_batches);
         self.partitions.known().clone_from(&now.partitions);
     }
 

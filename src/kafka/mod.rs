@@ -2,14 +2,14 @@
 //!
 //! `env` reads the kafka-env file, `consumer` is a group member as roles see it and `member` its thread, which reads
 //! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows, and
-//! finds its way past what is `broken`; `metrics` is what an operator sees of
+//! goes on behind a `corrupt_batch`; `metrics` is what an operator sees of
 //! it. `admin` looks for a topic and makes it, `dead_letter_topic` writes single records, `client` hears what librdkafka says on its own
 //! account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
 
 pub(crate) mod admin;
-mod broken;
 pub(crate) mod client;
 pub(crate) mod consumer;
+mod corrupt_batch;
 pub(crate) mod dead_letter_topic;
 pub(crate) mod env;
 mod events;
@@ -22,6 +22,8 @@ mod topic_id;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
 
 #[cfg(test)]
 pub(crate) use offsets::Offsets;
@@ -71,6 +73,10 @@ pub(crate) struct ConsumerArgs {
     #[arg(long, value_name = "ACTION", value_enum, default_value_t, env = "CDNWARM_ON_LOST_OFFSETS")]
     pub(crate) on_lost_offsets: OnLostOffsets,
 
+    /// Go on behind a record batch that is corrupt in Kafka, reporting its offsets, instead of stopping its partition
+    #[arg(long, env = "CDNWARM_SKIP_CORRUPT", value_parser = BoolishValueParser::new())]
+    pub(crate) skip_corrupt: bool,
+
     /// Static membership: an id of its own for each process, kept over restarts, which then cause no rebalance
     #[arg(long, value_name = "ID", env = "CDNWARM_GROUP_INSTANCE_ID")]
     pub(crate) group_instance_id: Option<String>,
@@ -82,6 +88,7 @@ impl ConsumerArgs {
         Self {
             kafka: KafkaArgs::new(kafka_env, topic),
             on_lost_offsets: OnLostOffsets::default(),
+            skip_corrupt: false,
             group_instance_id: None,
         }
     }
@@ -97,6 +104,7 @@ impl ConsumerArgs {
             topic: self.kafka.topic.clone(),
             reset: false,
             on_lost_offsets: self.on_lost_offsets,
+            skip_corrupt: self.skip_corrupt,
             group_instance_id: self.group_instance_id.clone().filter(|id| !id.is_empty()),
             linger: Duration::ZERO,
             timeout: self.kafka.timeout(),

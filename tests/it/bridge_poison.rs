@@ -10,7 +10,9 @@ use rdkafka::message::Headers as _;
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 
+use crate::support::endpoint::Endpoint;
 use crate::support::eventually;
+use crate::support::origin::{Origin, cacheable};
 use crate::support::process::{Process, run, told};
 use crate::support::publisher::{Publisher, TOPIC};
 use crate::support::records::{Coordinates, Source, bridge, logged_letters};
@@ -239,6 +241,93 @@ async fn a_dead_letter_topic_that_does_not_exist_is_named_before_a_record_moves_
     let all = client.fetch_metadata(None, crate::support::PATIENCE).unwrap();
     let names: Vec<&str> = all.topics().iter().map(rdkafka::metadata::MetadataTopic::name).collect();
     assert!(names.contains(&kafka.topic.as_str()) && !names.contains(&"no-such-topic"), "{names:?}");
+}
+
+/// Five good records, a corrupt batch of seven, and five good records again in partition 0, and some in partition 1. Gives
+/// what stands before the corrupt batch or beside it, and all that is good.
+async fn with_corrupt_batch(source: &mut Source<'_>) -> (BTreeSet<Coordinates>, BTreeSet<Coordinates>) {
+    let mut readable = BTreeSet::new();
+    for partition in [0, 0, 0, 0, 0, 1, 1] {
+        readable.insert(source.put(partition, Some(GOOD), &[]).await);
+    }
+    assert_eq!(source.put_corrupt(0, 7).await, (5, 11));
+    let mut good = readable.clone();
+    for _ in 0..5 {
+        good.insert(source.put(0, Some(GOOD), &[]).await);
+    }
+    (readable, good)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_batch_stops_its_partition_alone_until_it_is_to_be_skipped() {
+    let (kafka, publisher) = (Kafka::start_embedded(), Publisher::start().await);
+    let env = kafka.env(&[("auto.offset.reset", "earliest")]);
+    let mut source = Source::of(&kafka);
+    let (readable, mut good) = with_corrupt_batch(&mut source).await;
+    let shown = ["--metrics-addr", "127.0.0.1:0"];
+    let mut stopped = bridge(&kafka, &env, publisher.addr(), &shown);
+    let endpoint = Endpoint::of(&stopped).await;
+    publisher.until(&readable).await;
+    endpoint.ready(503, "a corrupt record batch stops partition 0 at offset 5").await;
+    let shown_now = endpoint.metrics().await;
+    assert_eq!(shown_now.value("cdnwarm_bridge_corrupt_partitions"), 1, "{}", shown_now.0);
+    // The others go on, and this one does not, however long it lasts.
+    for _ in 0..20 {
+        let beside = source.put(1, Some(GOOD), &[]).await;
+        good.insert(beside);
+        publisher.until(&BTreeSet::from([beside])).await;
+    }
+    assert!(publisher.times().keys().all(|(partition, offset)| *partition != 0 || *offset < 5));
+    let said = |bridge: &Process, what: &str| -> Vec<Value> {
+        let logged = bridge.logged().into_iter();
+        logged.filter(|line| line["message"].as_str().is_some_and(|text| text.contains(what))).collect()
+    };
+    let errors = said(&stopped, "its record batch is corrupt");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!((&errors[0]["partition"], &errors[0]["offset"]), (&0.into(), &5.into()), "{errors:?}");
+    stopped.stop().await;
+
+    let mut skipping = bridge(&kafka, &env, publisher.addr(), &[&shown[..], &["--skip-corrupt"]].concat());
+    let endpoint = Endpoint::of(&skipping).await;
+    publisher.until(&good).await;
+    source.all_committed(&env).await;
+    endpoint.ready(200, "").await;
+    let shown_now = endpoint.metrics().await;
+    assert_eq!(shown_now.value("cdnwarm_bridge_corrupt_partitions"), 0, "{}", shown_now.0);
+    assert_eq!(shown_now.value("cdnwarm_bridge_skipped_corrupt_batches_total"), 1, "{}", shown_now.0);
+    let skipped = said(&skipping, "are skipped");
+    assert_eq!(skipped.len(), 1, "{skipped:?}");
+    assert_eq!((&skipped[0]["first"], &skipped[0]["last"]), (&5.into(), &11.into()), "{skipped:?}");
+    skipping.stop().await;
+    assert_eq!(logged_letters(&skipping), [(0, 5)]);
+    let letter = skipping.says("undeliverable record").await;
+    assert!(letter.contains("up to offset 11"), "{letter}");
+    assert_eq!(publisher.times(), good.into_iter().map(|record| (record, 1)).collect::<BTreeMap<_, _>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_batch_is_found_again_after_a_restart_and_skipped_by_consume_direct() {
+    let kafka = Kafka::start_embedded();
+    let origin = Origin::start(&["cdn.example.com".to_owned()], |_| cacheable()).await;
+    let env = kafka.env(&[("auto.offset.reset", "earliest")]);
+    let mut source = Source::of(&kafka);
+    let (_, good) = with_corrupt_batch(&mut source).await;
+    let connect_to = format!("cdn.example.com={}", origin.addr);
+    let args = ["consume-direct", &env, &kafka.topic, "--connect-to", &connect_to];
+    for _ in 0..2 {
+        let mut stopped = Process::start(&args);
+        stopped.says("its record batch is corrupt").await;
+        stopped.stop().await;
+    }
+    let mut skipping = Process::start(&[&args[..], &["--skip-corrupt"]].concat());
+    skipping.says("offsets 5 to 11").await;
+    let last = good.iter().filter(|(partition, _)| *partition == 0).max().unwrap().1;
+    let id = format!("{}/0/{last}", kafka.topic);
+    eventually("the record behind it", async || {
+        skipping.outcomes().iter().any(|outcome| outcome["id"] == id.as_str()).then_some(())
+    })
+    .await;
+    skipping.stop().await;
 }
 
 /// All records of a topic with one partition, which has so many: as letters.

@@ -34,7 +34,7 @@ impl<C: Collect> Member<C> {
         let starts = self.find_starts(partitions)?;
         for StartAt { partition, offset, committed } in &starts {
             let assignment = self.offsets.assign(*partition, *offset, *committed);
-            self.reading.insert(*partition, Reading::at(assignment, *offset));
+            self.reading.insert(*partition, Reading { assignment, next: *offset });
             let state = PartitionState { committed: *offset, high_watermark: None };
             self.state.partitions().insert(*partition, state);
         }
@@ -121,7 +121,7 @@ impl<C: Collect> Member<C> {
         for partition in partitions {
             self.offsets.revoke(*partition);
             self.reading.remove(partition);
-            self.searches.remove(partition);
+            self.forget_corrupt(*partition);
             self.state.partitions().remove(partition);
         }
         let given_up = match self.consumer.rebalance_protocol() {

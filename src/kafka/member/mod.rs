@@ -1,12 +1,12 @@
 //! The consumer's thread: polls, makes batches, hands them over, commits what is done, and follows the group.
 //!
 //! It polls events whatever happens downstream, so that the group never drops it; where the role does not keep up, records
-//! wait in librdkafka's queue, which has bounds of its own. What the group asks is in [`group`], what goes wrong at the cluster in [`trouble`], and the way past what
-//! cannot be read in [`unreadable`].
+//! wait in librdkafka's queue, which has bounds of its own. What the group asks is in [`group`], what goes wrong at the cluster in [`trouble`], and what becomes of
+//! corrupt record batches in [`corrupt`].
 
+mod corrupt;
 mod group;
 mod trouble;
-mod unreadable;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -24,14 +24,13 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::broken::Search;
 use super::client::{ClientEvents, wait_for_topic};
 use super::consumer::{Collect, ConsumerConfig, Outlet, State};
 use super::events::{Event, Events, Failure, Fetched, Records, high_watermark};
 use super::offsets::Offsets;
 use super::start::{Start, Starts};
+use corrupt::Corrupt;
 use group::{COMMIT_NOW_LIMIT, commit_now, commit_until_idle};
-use unreadable::SILENT_LOOKS;
 
 /// How long a poll may wait, which is also how soon a stop is seen.
 const POLL: Duration = Duration::from_millis(50);
@@ -68,17 +67,14 @@ pub(super) struct Member<C: Collect> {
     reading: BTreeMap<i32, Reading>,
     /// The partition that was last asked for records.
     asked: i32,
-    /// The paused partition that was last asked for its end.
+    /// The partition that was last asked for its end.
     looked: i32,
     /// Whether the topic may have been made anew.
     check_topic_id: bool,
-    /// Whether there was nothing to take at some time since the last look.
-    drained: bool,
-    /// Partitions, paused, that may have a batch that cannot be read.
-    ///
-    /// Without a search yet where it waits for its turn: paused at once all the same, since librdkafka reads such a batch
-    /// again and again, and each time may go astray in it.
-    searches: BTreeMap<i32, Option<Search>>,
+    /// Partitions, paused, with a corrupt record batch.
+    corrupt: BTreeMap<i32, Corrupt>,
+    /// Whether to go on behind corrupt batches.
+    skip_corrupt: bool,
     /// Whether downstream does not keep up, so that records wait in librdkafka's queue.
     out_of_room: bool,
     client: ClientConfig,
@@ -97,18 +93,6 @@ pub(super) struct Member<C: Collect> {
 struct Reading {
     assignment: u64,
     next: i64,
-    /// Where it stood at the last look, and for how many looks.
-    seen: (i64, u32),
-    /// How often in a row it had a record that did not come.
-    stuck: u32,
-    /// Up to here there is nothing to read, whatever the end says: markers of transactions, for example.
-    quiet_until: i64,
-}
-
-impl Reading {
-    fn at(assignment: u64, next: i64) -> Self {
-        Self { assignment, next, seen: (next, 0), stuck: 0, quiet_until: 0 }
-    }
 }
 
 impl<C: Collect> Member<C> {
@@ -129,7 +113,8 @@ impl<C: Collect> Member<C> {
         client.set("consume.callback.max.messages", RECORDS_AT_ONCE);
         let max_poll_interval = client.get("max.poll.interval.ms").and_then(|ms| ms.parse().ok());
         let commit_interval = config.commit_interval();
-        let ConsumerConfig { topic, source, timeout, linger, reset, on_lost_offsets, .. } = config;
+        let ConsumerConfig { topic, source, timeout, linger, reset, on_lost_offsets, skip_corrupt, .. } =
+            config;
         let native_topic = CString::new(topic.as_str()).context("the topic's name holds a NUL")?;
         let consumer: BaseConsumer<ClientEvents> = client
             .create_with_context(ClientEvents::default())
@@ -169,8 +154,8 @@ impl<C: Collect> Member<C> {
             asked: -1,
             looked: -1,
             check_topic_id: false,
-            drained: false,
-            searches: BTreeMap::new(),
+            corrupt: BTreeMap::new(),
+            skip_corrupt,
             out_of_room: false,
             client,
             commit_interval,
@@ -253,9 +238,8 @@ impl<C: Collect> Member<C> {
             self.next_look = now + LOOK_INTERVAL;
             self.look();
             self.notice_a_topic_made_anew()?;
-            self.find_silent()?;
         }
-        if self.searches.is_empty() { Ok(()) } else { self.end_searches() }
+        if self.corrupt.is_empty() { Ok(()) } else { self.end_searches() }
     }
 
     fn is_due(&self) -> bool {
@@ -271,8 +255,7 @@ impl<C: Collect> Member<C> {
             Some(partition) => {
                 self.asked = partition;
                 let fetched = self.fetched.clone();
-                let any = fetched.take(partition, wait, &mut |fetched| self.take(fetched, &mut failures));
-                self.drained |= !any;
+                fetched.take(partition, wait, &mut |fetched| self.take(fetched, &mut failures));
                 Duration::ZERO
             }
             // Without partitions only an event can come.
@@ -296,8 +279,8 @@ impl<C: Collect> Member<C> {
             return ControlFlow::Break(());
         }
         let Some(reading) = self.reading.get_mut(&partition) else { return ControlFlow::Continue(()) };
-        // What comes of a partition that is looked into may come from anywhere.
-        if !self.searches.is_empty() && self.searches.contains_key(&partition) {
+        // What comes behind a corrupt batch may come from anywhere.
+        if !self.corrupt.is_empty() && self.corrupt.contains_key(&partition) {
             return ControlFlow::Continue(());
         }
         if offset < reading.next {
@@ -310,7 +293,6 @@ impl<C: Collect> Member<C> {
             return ControlFlow::Break(());
         }
         reading.next = offset + 1;
-        reading.stuck = 0;
         self.collect.add(&fetched.record(reading.assignment));
         self.records += 1;
         if self.batch_since.is_none() {
@@ -369,9 +351,10 @@ impl<C: Collect> Member<C> {
                 state.high_watermark = Some(high);
             }
         }
-        // While the queue is full nothing is fetched, so nothing tells where partitions end, and one that has been quiet for
-        // long may not be fetched for a reason that nobody knows: one of them is asked each time.
-        let is_unknown = |(_, reading): &(&i32, &Reading)| self.out_of_room || reading.seen.1 >= SILENT_LOOKS;
+        // While the queue is full, or the partition paused, nothing is fetched, so nothing tells where partitions end: one
+        // of them is asked each time.
+        let is_unknown =
+            |(partition, _): &(&i32, &Reading)| self.out_of_room || self.corrupt.contains_key(partition);
         let asked = self.reading.range(self.looked + 1..).chain(self.reading.iter()).find(is_unknown);
         if let Some(partition) = asked.map(|(partition, _)| *partition) {
             self.looked = partition;

@@ -3,14 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use rdkafka::Offset;
 use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{LOOK_INTERVAL, Member, Reading, START_LIMIT, list};
-use crate::kafka::broken::is_suspicious;
 use crate::kafka::consumer::Collect;
+use crate::kafka::corrupt_batch::is_corrupt;
 use crate::kafka::events::Failure;
 use crate::kafka::start::{LostOffsets, OnLostOffsets};
 
@@ -50,8 +50,8 @@ impl<C: Collect> Member<C> {
                 "no access to the consumer group: the user in {source} needs the Read right on its group.id"
             ),
             RDKafkaErrorCode::AutoOffsetReset => match at {
-                // librdkafka went astray in a broken batch.
-                Some((partition, _)) if self.searches.contains_key(&partition) => Ok(()),
+                // librdkafka went astray behind a corrupt batch.
+                Some((partition, _)) if self.corrupt.contains_key(&partition) => Ok(()),
                 Some((partition, offset)) => self.lost(partition, offset, &reason),
                 None => bail!("{topic}: {reason}"),
             },
@@ -59,8 +59,8 @@ impl<C: Collect> Member<C> {
                 "another member of the group has the same --group-instance-id and took its place: give each \
                  bridge an id of its own, and start the next with the same id only once the last has ended"
             ),
-            _ if is_suspicious(code) => match at {
-                Some((partition, _)) => self.suspect(partition, &reason),
+            _ if is_corrupt(code) => match at {
+                Some((partition, _)) => self.found_corrupt(partition, &reason),
                 None => Ok(()),
             },
             RDKafkaErrorCode::UnreleasedInstanceId => bail!(
@@ -129,7 +129,7 @@ impl<C: Collect> Member<C> {
 
     /// The offset to read next is not in the partition, says librdkafka.
     fn lost(&mut self, partition: i32, at: i64, reason: &str) -> anyhow::Result<()> {
-        let Some(Reading { next, assignment, .. }) = self.reading.get(&partition).copied() else {
+        let Some(Reading { next, assignment }) = self.reading.get(&partition).copied() else {
             return Ok(());
         };
         let made_anew = self.starts.is_made_anew(&self.consumer);
@@ -158,8 +158,13 @@ impl<C: Collect> Member<C> {
             return Ok(());
         }
         let assignment = self.offsets.assign(partition, low, false);
-        self.reading.insert(partition, Reading::at(assignment, low));
-        self.go_on_from(partition, low)
+        self.reading.insert(partition, Reading { assignment, next: low });
+        self.go_on_from(partition, low)?;
+        if self.corrupt.contains_key(&partition) {
+            self.forget_corrupt(partition);
+            self.consumer.resume(&list(&self.topic, [(partition, 0)])?).context("resuming a partition")?;
+        }
+        Ok(())
     }
 
     /// The first and the next offset of a partition, asked for until the cluster answers.
@@ -193,11 +198,6 @@ impl<C: Collect> Member<C> {
             }
         }
         // A partition that has come to a stop takes no seek.
-        self.assign_from(partition, offset)
-    }
-
-    /// Assigns a partition anew, to be read from here.
-    pub(super) fn assign_from(&mut self, partition: i32, offset: i64) -> anyhow::Result<()> {
         match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => {
                 let one = list(&self.topic, [(partition, offset)])?;

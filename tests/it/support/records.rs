@@ -8,6 +8,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::process::{Process, command};
 use super::publisher::TOPIC;
@@ -60,6 +62,62 @@ impl<'a> Source<'a> {
         let at = (delivered.partition, delivered.offset);
         self.all.insert(at);
         at
+    }
+
+    /// A record batch with a wrong checksum, as a broker's disk may leave one; gives its first and last offset. No producer
+    /// sends such a batch, so this speaks Kafka's protocol itself.
+    pub(crate) async fn put_corrupt(&mut self, partition: i32, records: i32) -> (i64, i64) {
+        let mut batch = Vec::new();
+        for delta in 0..u8::try_from(records).unwrap() {
+            let value = b"http://cdn.example.com/corrupt";
+            let mut record = vec![0, 0, 2 * delta, 1, 2 * u8::try_from(value.len()).unwrap()];
+            record.extend_from_slice(value);
+            record.push(0);
+            batch.push(2 * u8::try_from(record.len()).unwrap());
+            batch.append(&mut record);
+        }
+        // The record batch's header (kafka.apache.org/documentation/#recordbatch): no checksum has this value but by chance.
+        let mut head = Vec::new();
+        let after_length = 49 + i32::try_from(batch.len()).unwrap();
+        head.extend(0_i64.to_be_bytes());
+        head.extend(after_length.to_be_bytes());
+        head.extend((-1_i32).to_be_bytes());
+        head.push(2);
+        head.extend(0x0bad_c0de_u32.to_be_bytes());
+        head.extend(0_i16.to_be_bytes());
+        head.extend((records - 1).to_be_bytes());
+        head.extend([0; 16]);
+        head.extend((-1_i64).to_be_bytes());
+        head.extend((-1_i16).to_be_bytes());
+        head.extend((-1_i32).to_be_bytes());
+        head.extend(records.to_be_bytes());
+        // A produce request of version 3, which has no fields of flexible size.
+        let topic = self.kafka.topic.as_bytes();
+        let mut request = Vec::new();
+        for number in [0_i16, 3, 0, 17, -1, -1, 1] {
+            request.extend(number.to_be_bytes());
+        }
+        request.extend(10_000_i32.to_be_bytes());
+        request.extend(1_i32.to_be_bytes());
+        request.extend(i16::try_from(topic.len()).unwrap().to_be_bytes());
+        request.extend(topic);
+        request.extend(1_i32.to_be_bytes());
+        request.extend(partition.to_be_bytes());
+        request.extend(i32::try_from(head.len() + batch.len()).unwrap().to_be_bytes());
+        request.extend(head);
+        request.extend(batch);
+        let servers = self.kafka.client();
+        let mut stream = TcpStream::connect(servers.get("bootstrap.servers").unwrap()).await.unwrap();
+        stream.write_all(&u32::try_from(request.len()).unwrap().to_be_bytes()).await.unwrap();
+        stream.write_all(&request).await.unwrap();
+        let size = stream.read_u32().await.unwrap();
+        let mut answer = vec![0; size as usize];
+        stream.read_exact(&mut answer).await.unwrap();
+        // Behind the correlation id and the topic, each with a count: partition, error and base offset.
+        let answer = &answer[4 + 4 + 2 + topic.len() + 4 + 4..];
+        assert_eq!(answer[..2], [0, 0], "the broker takes it");
+        let first = i64::from_be_bytes(answer[2..10].try_into().unwrap());
+        (first, first + i64::from(records) - 1)
     }
 
     /// So many URLs, round all partitions, at once.
