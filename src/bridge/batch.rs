@@ -1,27 +1,19 @@
-//! Records to publish requests, on the consumer's thread: batches within Pub/Sub's limits, and packs within batches.
-
-use std::collections::VecDeque;
+//! Records to publish requests within Pub/Sub's limits, and packs within requests.
 
 use super::letter::{Reason, Undeliverable};
 use super::message::{Coordinates, MAX_MESSAGE_BYTES, MAX_VALUE_BYTES, Options};
-use crate::kafka::consumer::Collect;
-use crate::kafka::{Receipt, Receipts, Record, RecordRef};
+use crate::kafka::{Headers, Receipts, Record, RecordBatch, RecordRef, SkippedRange};
 use crate::pubsub::{Request, RequestBuilder, TopicName, message_bytes};
 
 /// Pub/Sub's limit on a publish request (cloud.google.com/pubsub/quotas#resource_limits).
-const MAX_MESSAGES: usize = 1_000;
-/// A batch goes out at this size, well under the 10 MB that Pub/Sub takes: a larger one costs no less for each byte, but
-/// holds more memory and arrives later. Only a single message may be larger.
-const FULL_BYTES: usize = 1 << 20;
-/// With packs of short values it may hold this many records: what is in flight is bounded in records, too.
-const FULL_RECORDS: usize = 20_000;
+pub(super) const MAX_MESSAGES: usize = 1_000;
 /// A pack's data: one push, one `serve`, one time limit.
 const MAX_PACK_BYTES: usize = 128 << 10;
 
-/// What is published, and ends, as one.
+/// What ends as one: nearly always one request.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) request: Request,
+    pub(super) requests: Vec<Request>,
     /// Of all records, the undeliverable ones included.
     pub(super) receipts: Receipts,
     pub(super) undeliverable: Vec<Undeliverable>,
@@ -32,41 +24,36 @@ pub(super) struct Batch {
 impl Batch {
     /// What it takes of memory, roughly.
     pub(super) fn size_bytes(&self) -> usize {
+        let requests: usize = self.requests.iter().map(Request::size_bytes).sum();
         let letters: usize = self.undeliverable.iter().map(|letter| letter.record.size_bytes()).sum();
-        self.request.size_bytes() + letters
+        requests + letters
     }
 }
 
-/// Makes batches.
-pub(super) struct Batcher {
+/// Encodes batches; what it holds in between is memory to write to.
+pub(super) struct Encoder {
     topic: TopicName,
     coordinates: Coordinates,
     /// How many records make a pack; 1 is none.
     pack_records: usize,
-    open: Open,
-    /// Batches that were full before they could be taken.
-    full: VecDeque<Open>,
+    /// How large the last request was.
+    last_bytes: usize,
 }
 
-/// The partition and assignment that a message's records come from.
-type Owner = (i32, u64);
-
-/// A batch in the making.
-#[derive(Debug)]
+/// A batch while it is being encoded.
 struct Open {
     request: RequestBuilder,
-    owners: Vec<Owner>,
-    receipts: Receipts,
-    undeliverable: Vec<(Owner, Undeliverable)>,
-    dropped_headers: u64,
+    /// Requests that are full.
+    full: Vec<Request>,
     packs: Vec<Pack>,
-    records: usize,
+    undeliverable: Vec<Undeliverable>,
+    dropped_headers: u64,
 }
 
 /// Consecutive records of one partition with equal options, on their way into one message.
 #[derive(Debug)]
 struct Pack {
-    owner: Owner,
+    partition: i32,
     options: Options,
     /// Lines, with CRLF between them.
     data: Vec<u8>,
@@ -78,64 +65,74 @@ struct Pack {
     key: Option<Vec<u8>>,
 }
 
-impl Batcher {
+impl Encoder {
     /// Of records of `kafka_topic`, for `topic`; `pack_records` at most share a message.
     pub(super) fn new(kafka_topic: &str, topic: TopicName, pack_records: usize) -> Self {
-        let open = Open::new(&topic, 0);
-        Self { topic, coordinates: Coordinates::of(kafka_topic), pack_records, open, full: VecDeque::new() }
+        Self { topic, coordinates: Coordinates::of(kafka_topic), pack_records, last_bytes: 0 }
     }
 
-    fn close(&mut self) {
-        self.open.close_packs(&mut self.coordinates);
-        // The next batch will most likely be as large as this one.
-        let next = Open::new(&self.topic, (self.open.request.size_bytes() * 5 / 4).min(FULL_BYTES));
-        let full = std::mem::replace(&mut self.open, next);
-        self.full.push_back(full);
+    /// Encodes all records of a batch, each into a message or as undeliverable.
+    pub(super) fn encode(&mut self, records: RecordBatch) -> Batch {
+        // The next batch will most likely be as large as the last one.
+        let request = RequestBuilder::new(&self.topic, self.last_bytes * 5 / 4);
+        let mut open = Open {
+            request,
+            full: Vec::new(),
+            packs: Vec::new(),
+            undeliverable: Vec::new(),
+            dropped_headers: 0,
+        };
+        for record in records.iter() {
+            if let Err(reason) = self.put(&mut open, &record) {
+                open.undeliverable.push(Undeliverable { record: record.to_record(), reason });
+            }
+        }
+        open.undeliverable.extend(records.skipped().iter().map(undeliverable));
+        for pack in std::mem::take(&mut open.packs) {
+            self.add_pack(&mut open, &pack);
+        }
+        self.last_bytes = open.request.size_bytes();
+        self.close(&mut open);
+        let Open { full: requests, undeliverable, dropped_headers, .. } = open;
+        Batch { requests, receipts: records.into_receipts(), undeliverable, dropped_headers }
     }
 
     /// Puts a record where it belongs.
-    fn put(&mut self, record: &RecordRef<'_>) -> Result<(), Reason> {
+    fn put(&mut self, open: &mut Open, record: &RecordRef<'_>) -> Result<(), Reason> {
         let value = match record.value {
             None => return Err(Reason::NoValue),
             Some([]) => return Err(Reason::EmptyValue),
             Some(value) => value,
         };
-        let options = Options::read(&record.headers)?;
+        let options = Options::read(record.headers)?;
         if self.pack_records > 1 && is_packable(value) && !options.has_content_type {
-            self.pack(record, value, options);
+            self.pack(open, record, value, options);
             return Ok(());
         }
-        let attributes = [self.coordinates.record(record), &options.encoded];
-        let size_bytes = message_bytes(value, &attributes);
+        let size_bytes = message_bytes(value, &[self.coordinates.record(record), &options.encoded]);
         if size_bytes > MAX_MESSAGE_BYTES {
             return Err(Reason::TooLarge(size_bytes));
         }
-        // Whatever stands in the batch is published before a message that is nearly as large as a request may be.
-        if self.open.size_bytes() + size_bytes > MAX_MESSAGE_BYTES {
-            self.close();
-            return self.put(record);
-        }
-        self.open.request.add(value, &attributes);
-        self.open.dropped_headers += options.dropped;
-        self.open.owners.push((record.partition, record.assignment));
+        self.make_room(open, size_bytes);
+        open.request.add(value, &[self.coordinates.encoded(), &options.encoded]);
+        open.dropped_headers += options.dropped;
         Ok(())
     }
 
-    fn pack(&mut self, record: &RecordRef<'_>, value: &[u8], options: Options) {
-        self.open.dropped_headers += options.dropped;
-        let owner = (record.partition, record.assignment);
-        let open = self.open.packs.iter().position(|pack| pack.owner == owner);
-        if let Some(index) = open {
-            let pack = &mut self.open.packs[index];
+    fn pack(&mut self, open: &mut Open, record: &RecordRef<'_>, value: &[u8], options: Options) {
+        open.dropped_headers += options.dropped;
+        let last = open.packs.iter().position(|pack| pack.partition == record.partition);
+        if let Some(index) = last {
+            let pack = &mut open.packs[index];
             if pack.records < self.pack_records && pack.takes(record.offset, value, &options) {
                 pack.add(record, value);
                 return;
             }
-            let pack = self.open.packs.swap_remove(index);
-            self.open.add_pack(&pack, &mut self.coordinates);
+            let pack = open.packs.swap_remove(index);
+            self.add_pack(open, &pack);
         }
-        self.open.packs.push(Pack {
-            owner,
+        open.packs.push(Pack {
+            partition: record.partition,
             options,
             data: value.to_vec(),
             records: 1,
@@ -145,123 +142,56 @@ impl Batcher {
             key: record.key.map(<[u8]>::to_vec),
         });
     }
-}
 
-impl Collect for Batcher {
-    type Batch = Batch;
-
-    fn add(&mut self, record: &RecordRef<'_>) {
-        if self.open.is_full() {
-            self.close();
-        }
-        let put = self.put(record);
-        let owner = (record.partition, record.assignment);
-        self.open.receipts.add(owner.0, owner.1, record.offset);
-        self.open.records += 1;
-        if let Err(reason) = put {
-            let record = record.to_record();
-            self.open.undeliverable.push((owner, Undeliverable { record, reason }));
-        }
-    }
-
-    fn add_skipped(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), error: &str) {
-        self.open.receipts.add_range(partition, assignment, first, last);
-        let record = Record {
-            partition,
-            offset: first,
-            timestamp_ms: None,
-            key: None,
-            value: None,
-            headers: Vec::new(),
-        };
-        let reason = Reason::BrokenBatch { last, error: error.to_owned() };
-        self.open.undeliverable.push(((partition, assignment), Undeliverable { record, reason }));
-    }
-
-    fn is_full(&self) -> bool {
-        !self.full.is_empty() || self.open.is_full()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.full.is_empty() && self.open.is_empty()
-    }
-
-    fn take(&mut self, deliver: &mut dyn FnMut(&Receipt) -> bool) -> Option<Batch> {
-        if self.full.is_empty() {
-            self.close();
-        }
-        let Open { request, owners, mut receipts, undeliverable, dropped_headers, .. } =
-            self.full.pop_front()?;
-        let mut request = request.build();
-        let mut undeliverable = undeliverable;
-        if !receipts.retain(deliver) {
-            request = request.retain(|index| receipts.contains(owners[index].0, owners[index].1));
-            undeliverable.retain(|(owner, _)| receipts.contains(owner.0, owner.1));
-        }
-        if receipts.as_slice().is_empty() {
-            return None;
-        }
-        let undeliverable = undeliverable.into_iter().map(|(_, letter)| letter).collect();
-        Some(Batch { request, receipts, undeliverable, dropped_headers })
-    }
-}
-
-impl Open {
-    fn new(topic: &TopicName, capacity_bytes: usize) -> Self {
-        Self {
-            request: RequestBuilder::new(topic, capacity_bytes),
-            owners: Vec::new(),
-            receipts: Receipts::default(),
-            undeliverable: Vec::new(),
-            dropped_headers: 0,
-            packs: Vec::new(),
-            records: 0,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.receipts.as_slice().is_empty()
-    }
-
-    fn is_full(&self) -> bool {
-        self.request.len() + self.packs.len() >= MAX_MESSAGES
-            || self.size_bytes() >= FULL_BYTES
-            || self.records >= FULL_RECORDS
-            || self.undeliverable.len() >= MAX_MESSAGES
-    }
-
-    fn size_bytes(&self) -> usize {
-        let packs: usize = self.packs.iter().map(|pack| pack.data.len() + pack.options.encoded.len()).sum();
-        let letters: usize = self.undeliverable.iter().map(|(_, letter)| letter.record.size_bytes()).sum();
-        self.request.size_bytes() + packs + letters
-    }
-
-    fn close_packs(&mut self, coordinates: &mut Coordinates) {
-        for pack in std::mem::take(&mut self.packs) {
-            self.add_pack(&pack, coordinates);
-        }
-    }
-
-    fn add_pack(&mut self, pack: &Pack, coordinates: &mut Coordinates) {
+    fn add_pack(&mut self, open: &mut Open, pack: &Pack) {
         let (first, last) = pack.range;
-        let coordinates = if pack.records == 1 {
+        if pack.records == 1 {
             // Alone after all: an ordinary message.
-            coordinates.record(&RecordRef {
-                partition: pack.owner.0,
+            self.coordinates.record(&RecordRef {
+                partition: pack.partition,
                 offset: first,
-                assignment: pack.owner.1,
+                assignment: 0,
                 timestamp_ms: pack.timestamp_ms,
                 key: pack.key.as_deref(),
                 value: None,
-                headers: Vec::new(),
-            })
+                headers: Headers::default(),
+            });
         } else {
             let ranges = format!("{}{}", pack.ranges, range(first, last));
-            coordinates.pack(pack.owner.0, &ranges, pack.timestamp_ms)
-        };
-        self.request.add(&pack.data, &[coordinates, &pack.options.encoded]);
-        self.owners.push(pack.owner);
+            self.coordinates.pack(pack.partition, &ranges, pack.timestamp_ms);
+        }
+        let size_bytes = message_bytes(&pack.data, &[self.coordinates.encoded(), &pack.options.encoded]);
+        self.make_room(open, size_bytes);
+        open.request.add(&pack.data, &[self.coordinates.encoded(), &pack.options.encoded]);
     }
+
+    /// Begins another request where this one cannot take a further message of this size.
+    fn make_room(&mut self, open: &mut Open, message_bytes: usize) {
+        if open.request.len() >= MAX_MESSAGES || open.request.size_bytes() + message_bytes > MAX_MESSAGE_BYTES
+        {
+            self.close(open);
+        }
+    }
+
+    fn close(&mut self, open: &mut Open) {
+        if open.request.len() > 0 {
+            let full = std::mem::replace(&mut open.request, RequestBuilder::new(&self.topic, 0));
+            open.full.push(full.build());
+        }
+    }
+}
+
+/// Offsets that were skipped, as one dead letter.
+fn undeliverable(range: &SkippedRange) -> Undeliverable {
+    let record = Record {
+        partition: range.partition,
+        offset: range.first,
+        timestamp_ms: None,
+        key: None,
+        value: None,
+        headers: Vec::new(),
+    };
+    Undeliverable { record, reason: Reason::BrokenBatch { last: range.last, error: range.error.clone() } }
 }
 
 impl Pack {
@@ -316,9 +246,12 @@ fn is_packable(value: &[u8]) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::PubsubMessage;
+
     use super::*;
     use crate::bridge::message::URI_LIST;
     use crate::kafka::Header;
+    use crate::kafka::consumer::Position;
 
     pub(in crate::bridge) fn record(
         partition: i32,
@@ -339,34 +272,34 @@ pub(super) mod tests {
         }
     }
 
-    /// Adds a record that was read under assignment 1.
-    fn add(batcher: &mut Batcher, record: &Record) {
-        batcher.add(&RecordRef {
-            partition: record.partition,
-            offset: record.offset,
-            assignment: 1,
-            timestamp_ms: record.timestamp_ms,
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            headers: record.headers.clone(),
-        });
+    /// As they come from a consumer, read under assignment 1.
+    fn records(records: &[Record]) -> RecordBatch {
+        let mut batch = RecordBatch::default();
+        for record in records {
+            let at = Position { partition: record.partition, assignment: 1, offset: record.offset };
+            batch.add(at, record.timestamp_ms, record.key.as_deref(), record.value.as_deref(), false);
+            for Header { name, value } in &record.headers {
+                batch.add_header(name, value.as_deref());
+            }
+        }
+        batch
     }
 
-    fn batcher(pack_records: usize) -> Batcher {
-        Batcher::new("urls", "projects/p/topics/urls".parse().unwrap(), pack_records)
+    pub(in crate::bridge) fn batch_of(pack_records: usize, all: &[Record]) -> Batch {
+        let topic = "projects/p/topics/urls".parse().unwrap();
+        Encoder::new("urls", topic, pack_records).encode(records(all))
     }
 
-    pub(in crate::bridge) fn batch_of(pack_records: usize, records: &[Record]) -> Batch {
-        let mut batcher = batcher(pack_records);
-        records.iter().for_each(|record| add(&mut batcher, record));
-        batcher.take(&mut |_| true).unwrap()
+    fn decoded(batch: &Batch) -> impl Iterator<Item = PubsubMessage> {
+        let of =
+            |request: &Request| (0..request.len()).map(|i| request.message(i).unwrap()).collect::<Vec<_>>();
+        batch.requests.iter().flat_map(of).collect::<Vec<_>>().into_iter()
     }
 
     /// Data and offsets of each message, and whether it is a list, in the order of partitions and offsets.
     fn messages(batch: &Batch) -> Vec<(String, String, bool)> {
-        let mut all: Vec<_> = (0..batch.request.len())
-            .map(|index| {
-                let message = batch.request.message(index).unwrap();
+        let mut all: Vec<_> = decoded(batch)
+            .map(|message| {
                 let data = String::from_utf8_lossy(&message.data).into_owned();
                 let is_list = message.attributes.get("content-type").is_some_and(|kind| kind == URI_LIST);
                 let at = format!(
@@ -412,8 +345,7 @@ pub(super) mod tests {
             ],
         );
         assert_eq!(batch.receipts.records(), 7);
-        let pack =
-            (0..4).map(|index| batch.request.message(index).unwrap()).find(|m| m.data.len() == 7).unwrap();
+        let pack = decoded(&batch).find(|m| m.data.len() == 7).unwrap();
         assert_eq!(pack.attributes["kafka-timestamp"], "1700000000008", "of the oldest");
     }
 
@@ -454,11 +386,8 @@ pub(super) mod tests {
         // Every second offset is missing, so each takes a range of its own.
         let records: Vec<Record> = (0..400).map(|n| record(0, 1_000_000 + 2 * n, Some(b"u"), &[])).collect();
         let batch = batch_of(1_000, &records);
-        assert!(batch.request.len() > 1);
-        for index in 0..batch.request.len() {
-            let attributes = batch.request.message(index).unwrap().attributes;
-            assert!(attributes["kafka-offset"].len() <= 1024);
-        }
+        assert!(batch.requests[0].len() > 1);
+        assert!(decoded(&batch).all(|message| message.attributes["kafka-offset"].len() <= 1024));
     }
 
     #[test]
@@ -469,45 +398,41 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn batches_stay_within_pubsubs_limits() {
-        let mut small = batcher(1);
-        for offset in 0..2_500 {
-            assert_eq!(small.is_full(), offset > 0 && offset % 1_000 == 0 || offset > 1_000, "{offset}");
-            add(&mut small, &record(0, offset, Some(b"u"), &[]));
+    fn requests_stay_within_pubsubs_limits() {
+        let small: Vec<Record> = (0..2_500).map(|offset| record(0, offset, Some(b"u"), &[])).collect();
+        for pack_records in [1, 2] {
+            let batch = batch_of(pack_records, &small);
+            let sizes: Vec<usize> = batch.requests.iter().map(Request::len).collect();
+            let expected = if pack_records == 1 { vec![1_000, 1_000, 500] } else { vec![1_000, 250] };
+            assert_eq!(sizes, expected);
         }
-        let sizes: Vec<usize> =
-            std::iter::from_fn(|| small.take(&mut |_| true)).map(|b| b.request.len()).collect();
-        assert_eq!(sizes, [1_000, 1_000, 500]);
-
         let (half, nearly_all) = (vec![b'x'; 500_000], vec![b'x'; 9_900_000]);
-        let mut large = batcher(1);
-        for (offset, value) in (0..).zip([&half, &nearly_all, &half, &half, &half, &half]) {
-            add(&mut large, &record(0, offset, Some(value), &[]));
-        }
-        let batches: Vec<Batch> = std::iter::from_fn(|| large.take(&mut |_| true)).collect();
-        let sizes: Vec<usize> = batches.iter().map(|batch| batch.request.len()).collect();
-        assert_eq!(sizes, [1, 1, 3, 1]);
-        assert!(batches.iter().all(|batch| batch.request.size_bytes() <= 10_000_000));
+        let large: Vec<Record> = (0..)
+            .zip([&half, &nearly_all, &half, &half, &half, &half])
+            .map(|(offset, value)| record(0, offset, Some(value), &[]))
+            .collect();
+        let batch = batch_of(1, &large);
+        let sizes: Vec<usize> = batch.requests.iter().map(Request::len).collect();
+        assert_eq!(sizes, [1, 1, 4]);
+        assert!(batch.requests.iter().all(|request| request.size_bytes() <= 10_000_000));
+        assert_eq!(batch.receipts.records(), 6);
     }
 
     #[test]
-    fn records_that_another_member_has_by_now_are_taken_out() {
-        let records = [
-            record(0, 5, Some(b"a"), &[]),
-            record(1, 70, Some(b"x"), &[]),
-            record(1, 71, None, &[]),
-            record(0, 6, None, &[]),
-            record(0, 7, Some(b"b"), &[]),
-        ];
-        let mut batcher = batcher(1);
-        records.iter().for_each(|record| add(&mut batcher, record));
-        let batch = batcher.take(&mut |receipt| receipt.partition == 0).unwrap();
-        expect(&batch, &[("0/5", "a", false), ("0/7", "b", false)]);
-        assert_eq!(batch.undeliverable.len(), 1);
-        assert_eq!(batch.undeliverable[0].record.offset, 6);
-        assert_eq!(batch.receipts.records(), 3);
-        add(&mut batcher, &records[0]);
-        assert!(batcher.take(&mut |_| false).is_none());
-        assert!(batcher.is_empty());
+    fn a_skipped_range_is_one_dead_letter_and_a_batch_may_have_no_request() {
+        let mut skipped = records(&[record(0, 5, None, &[])]);
+        let range = SkippedRange { partition: 0, assignment: 1, first: 6, last: 9, error: "CRC".to_owned() };
+        skipped.add_skipped(range);
+        let topic = "projects/p/topics/urls".parse().unwrap();
+        let batch = Encoder::new("urls", topic, 1).encode(skipped);
+        assert!(batch.requests.is_empty());
+        let letters: Vec<_> = batch
+            .undeliverable
+            .iter()
+            .map(|letter| (letter.record.offset, letter.reason.to_string()))
+            .collect();
+        assert_eq!(letters.len(), 2);
+        assert_eq!(letters[1], (6, "a record batch that cannot be read, up to offset 9: CRC".to_owned()));
+        assert_eq!(batch.receipts.records(), 2);
     }
 }

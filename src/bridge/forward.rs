@@ -17,14 +17,14 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::batch::Batch;
+use super::batch::{Batch, Encoder};
 use super::dead_letter::DeadLetters;
 use super::letter::{Reason, Undeliverable, record_of};
 use super::metrics::{BridgeMetrics, InFlight, Published};
 use super::parts::{Parts, unpack};
 use super::retry::{CALL_LIMIT, Fate, advice, call_limit, delays, fate};
 use crate::adaptive_limit::{AdaptiveLimit, Settings};
-use crate::kafka::consumer::{Consumer, Done};
+use crate::kafka::consumer::{CommitHandle, Consumer};
 use crate::pubsub::{Publish, Request, TopicName};
 use crate::telemetry::health::Condition;
 
@@ -50,11 +50,12 @@ pub(super) struct Forwarder<P> {
     topic: TopicName,
     publisher: P,
     dead_letters: DeadLetters,
-    done: Done,
+    commit: CommitHandle,
     metrics: BridgeMetrics,
     alarm: Alarm,
     limit: Mutex<AdaptiveLimit>,
     parts: Semaphore,
+    large: Semaphore,
     /// Notified whenever a call is accepted.
     answered: Notify,
     /// Notified once a call is accepted after some time without one.
@@ -79,7 +80,7 @@ impl<P: Publish> Forwarder<P> {
         topic: TopicName,
         publisher: P,
         dead_letters: DeadLetters,
-        done: Done,
+        commit: CommitHandle,
         metrics: BridgeMetrics,
         health: Condition,
     ) -> Self {
@@ -87,11 +88,12 @@ impl<P: Publish> Forwarder<P> {
             topic,
             publisher,
             dead_letters,
-            done,
+            commit,
             alarm: Alarm { state: Mutex::default(), metrics: metrics.clone(), health },
             metrics,
             limit: Mutex::new(AdaptiveLimit::new(&Settings::PUBLISH)),
             parts: Semaphore::new(PARTS_AT_ONCE),
+            large: Semaphore::new(PARTS_AT_ONCE),
             answered: Notify::new(),
             recovered: Notify::new(),
             calls: AtomicUsize::new(0),
@@ -104,7 +106,7 @@ impl<P: Publish> Forwarder<P> {
 
     /// Forwards until the consumer has no more; then waits for the calls under way, a few seconds at most: what Pub/Sub
     /// has not accepted by then is delivered again.
-    pub(super) async fn run(&self, consumer: &mut Consumer<Batch>) {
+    pub(super) async fn run(&self, consumer: &mut Consumer, mut encoder: Encoder) {
         let mut calls = FuturesUnordered::new();
         let finishing = consumer.finishing();
         loop {
@@ -115,15 +117,15 @@ impl<P: Publish> Forwarder<P> {
                 Some(()) = calls.next(), if !calls.is_empty() => {}
                 // Seen without room, too: a consumer that has failed must not wait for Pub/Sub.
                 () = finishing.cancelled() => break,
-                batch = consumer.next(), if room => match batch {
-                    Some(batch) => calls.push(self.forward(batch)),
+                records = consumer.next(), if room => match records {
+                    Some(records) => calls.push(self.forward(encoder.encode(records))),
                     None => break,
                 },
             }
         }
         // A few that wait already.
-        while let Some(batch) = consumer.next().await {
-            calls.push(self.forward(batch));
+        while let Some(records) = consumer.next().await {
+            calls.push(self.forward(encoder.encode(records)));
         }
         let drained = async {
             while calls.next().await.is_some() {
@@ -146,7 +148,7 @@ impl<P: Publish> Forwarder<P> {
     /// Tells what is in flight, and whether another batch may be.
     fn has_room(&self) -> bool {
         let calls_limit = self.limit().get();
-        let records = self.done.uncommittable();
+        let records = self.commit.uncommittable();
         let (calls, bytes) = (self.calls.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
         self.metrics.in_flight(InFlight {
             records,
@@ -171,14 +173,21 @@ impl<P: Publish> Forwarder<P> {
                 join_all(some.iter().map(|letter| self.give_up(letter))).await;
             }
         };
+        let requests = async {
+            match &batch.requests[..] {
+                [] => 0,
+                [request] => self.publish(request, records, calls).await,
+                all => self.publish_all(all, calls).await,
+            }
+        };
         let published = tokio::select! {
             biased;
-            (given_up, ()) = join(self.publish(&batch.request, records, calls), letters) => records - given_up,
+            (given_up, ()) = join(requests, letters) => records - given_up,
             // Their next owner publishes them.
-            () = self.done.taken_away(&batch.receipts) => 0,
+            () = self.commit.taken_away(&batch.receipts) => 0,
         };
         self.published.fetch_add(published, Ordering::Relaxed);
-        self.done.done(batch.receipts.as_slice());
+        self.commit.accepted(batch.receipts.as_slice());
         self.calls.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -186,9 +195,6 @@ impl<P: Publish> Forwarder<P> {
     /// Publishes a whole request; one that is refused is taken apart until the message at fault stands alone. Returns how
     /// many of its records were given up.
     async fn publish(&self, request: &Request, records: u64, calls: usize) -> u64 {
-        if request.len() == 0 {
-            return 0;
-        }
         let call = Call { bytes: request.part(0..request.len()), messages: request.len(), records };
         match self.until_answered(&call, Some(calls)).await {
             Ok(()) => 0,
@@ -197,6 +203,16 @@ impl<P: Publish> Forwarder<P> {
                 self.take_apart(&parts, 0..request.len(), &refused).await
             }
         }
+    }
+
+    /// Publishes the requests of a batch that is too large for one; a few at once. Returns how many records were given up.
+    async fn publish_all(&self, requests: &[Request], calls: usize) -> u64 {
+        let publish = async |request: &Request| {
+            // Never closed; without a permit there are only more calls at once.
+            let _permit = self.large.acquire().await;
+            self.publish(request, Parts::count_records(request), calls).await
+        };
+        join_all(requests.iter().map(publish)).await.into_iter().sum()
     }
 
     /// Deals with messages that were refused together.
@@ -444,10 +460,11 @@ mod tests {
             letters.ok();
             let letters = DeadLetters::new("urls".to_owned(), Target::Log, metrics.clone(), letters);
             let fake = Fake { answer, calls: AtomicU64::new(0), accepted: Mutex::default() };
-            let (topic, done) = ("projects/p/topics/urls".parse().unwrap(), Done::to(offsets.clone()));
+            let (topic, commit) =
+                ("projects/p/topics/urls".parse().unwrap(), CommitHandle::new(offsets.clone()));
             let condition = health.condition("pubsub");
             condition.ok();
-            let forwarder = Forwarder::new(topic, fake, letters, done, metrics, condition);
+            let forwarder = Forwarder::new(topic, fake, letters, commit, metrics, condition);
             Self { offsets, forwarder, health }
         }
 

@@ -3,7 +3,7 @@
 //! Pure, and the only place that knows Pub/Sub's limits on a message. It never looks inside a value.
 
 use super::letter::Reason;
-use crate::kafka::{Header, RecordRef};
+use crate::kafka::{Headers, RecordRef};
 use crate::pubsub::put_attribute;
 
 /// Pub/Sub's limits on one message (cloud.google.com/pubsub/quotas#resource_limits).
@@ -30,18 +30,18 @@ impl Options {
     ///
     /// # Errors
     /// An option that is not UTF-8; names, values or a number of attributes beyond Pub/Sub's limits.
-    pub(super) fn read(headers: &[Header]) -> Result<Self, Reason> {
+    pub(super) fn read(headers: Headers<'_>) -> Result<Self, Reason> {
         if headers.is_empty() {
             return Ok(Self::default());
         }
         let mut attributes: Vec<(&str, &str)> = Vec::with_capacity(headers.len());
         let mut dropped = 0;
-        for Header { name, value } in headers {
+        for (name, value) in headers.iter() {
             if name.starts_with("kafka-") || name.starts_with("warm-region-") {
                 continue;
             }
             let ours = name.starts_with("warm-");
-            match std::str::from_utf8(value.as_deref().unwrap_or_default()) {
+            match std::str::from_utf8(value.unwrap_or_default()) {
                 Ok(value) if ours || is_attribute_name(name) => attributes.push((name, value)),
                 Err(_) if ours => return Err(Reason::InvalidOption(format!("header {name} is not UTF-8"))),
                 _ => dropped += 1,
@@ -108,6 +108,11 @@ impl Coordinates {
         let mut encoded = Vec::new();
         put_attribute(&mut encoded, "kafka-topic", topic);
         Self { topic: encoded, partition: -1, shared_bytes: 0, encoded: Vec::with_capacity(256) }
+    }
+
+    /// What was encoded last.
+    pub(super) fn encoded(&self) -> &[u8] {
+        &self.encoded
     }
 
     /// Of one record. A key that is not UTF-8, or too long for an attribute, is left out.
@@ -186,12 +191,12 @@ mod tests {
 
     fn attributes(headers: &[(&str, Option<&[u8]>)]) -> HashMap<String, String> {
         let batch = batch_of(1, &[record(0, 17, Some(b"https://e.com/"), headers)]);
-        batch.request.message(0).unwrap().attributes
+        batch.requests[0].message(0).unwrap().attributes
     }
 
     fn reason(value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> String {
         let batch = batch_of(1, &[record(0, 17, value, headers)]);
-        assert_eq!(batch.request.len(), 0, "published");
+        assert!(batch.requests.is_empty(), "published");
         batch.undeliverable[0].reason.to_string()
     }
 
@@ -210,7 +215,7 @@ mod tests {
     #[test]
     fn the_value_is_the_data_and_the_coordinates_are_attributes() {
         let batch = batch_of(1, &[record(0, 17, Some(b"\xffany bytes"), &[])]);
-        let message = batch.request.message(0).unwrap();
+        let message = batch.requests[0].message(0).unwrap();
         assert_eq!(&message.data[..], b"\xffany bytes");
         assert_eq!(message.attributes, map(&OF_17));
         assert_eq!((batch.dropped_headers, message.ordering_key.as_str()), (0, ""));
@@ -265,7 +270,7 @@ mod tests {
         ];
         let batch = batch_of(1, &[record(0, 17, Some(b"u"), &headers)]);
         assert_eq!(batch.dropped_headers, 4);
-        let attributes = batch.request.message(0).unwrap().attributes;
+        let attributes = batch.requests[0].message(0).unwrap().attributes;
         assert_eq!(attributes["kept"], "y");
         assert_eq!(attributes.len(), OF_17.len() + 1);
     }
@@ -276,7 +281,7 @@ mod tests {
             let mut record = record(0, 17, Some(b"u"), &[]);
             record.key = Some(key);
             let batch = batch_of(1, &[record]);
-            assert!(!batch.request.message(0).unwrap().attributes.contains_key("kafka-key"));
+            assert!(!batch.requests[0].message(0).unwrap().attributes.contains_key("kafka-key"));
         }
     }
 

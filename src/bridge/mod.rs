@@ -1,7 +1,7 @@
 //! `cdnwarm bridge`: every record of a Kafka topic becomes a Pub/Sub message, at least once, whatever dies and whenever.
 //!
-//! A record's way: `kafka::consumer`, on whose thread [`batch`] and [`message`] put it into a publish request ->
-//! [`forward`], which has it accepted (`pubsub::Publish`, [`retry`], `adaptive_limit`) or brings it to [`dead_letter`] (which writes a
+//! A record's way: `kafka::consumer` -> [`batch`] and [`message`], which put it into a publish request -> [`forward`],
+//! which has it accepted (`pubsub::Publish`, [`retry`], `adaptive_limit`) or brings it to [`dead_letter`] (which writes a
 //! [`letter`]) -> its receipt back to the consumer, which commits it. Order is not kept.
 
 mod batch;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::MetricsArgs;
 use crate::kafka::ConsumerArgs;
-use crate::kafka::consumer::{Consumer, ConsumerConfig};
+use crate::kafka::consumer::{BatchLimits, Consumer, ConsumerConfig};
 use crate::kafka::dead_letter_topic::{DeadLetterConfig, DeadLetterTopic};
 use crate::kafka::env::KafkaEnv;
 use crate::kafka::metrics::ConsumerConditions;
@@ -31,13 +31,19 @@ use crate::telemetry::health::{Condition, Health};
 use crate::telemetry::metrics::registry;
 use crate::telemetry::status::StatusLine;
 use crate::usage::UsageError;
-use batch::Batcher;
+use batch::{Encoder, MAX_MESSAGES};
 use dead_letter::{DeadLetterPlace, DeadLetters, Target};
 use forward::Forwarder;
 use metrics::BridgeMetrics;
 
 /// How long a stop may take in all; what is not accepted downstream by then is delivered again by the next start.
 const STOP_LIMIT: Duration = Duration::from_millis(9_500);
+
+/// A batch goes out at this size, well under the 10 MB that Pub/Sub takes: a larger one costs no less for each byte, but
+/// holds more memory and arrives later. Only a single record may be larger.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// With packs of short values it may hold this many records: what is in flight is bounded in records, too.
+const MAX_PACKED_RECORDS: usize = 20_000;
 
 /// Arguments of `cdnwarm bridge`.
 #[derive(Debug, Clone, clap::Args)]
@@ -105,8 +111,13 @@ impl Args {
     /// What to consume and where dead letters go; everything in the kafka-env file is checked here, before the first
     /// socket opens.
     fn checked(&self) -> anyhow::Result<(ConsumerConfig, Letters)> {
-        let linger = Duration::from_millis(self.linger_ms.into());
-        let config = ConsumerConfig { linger, ..self.consumer.config()? };
+        let batches = BatchLimits {
+            records: if self.pack > 1 { MAX_PACKED_RECORDS } else { MAX_MESSAGES },
+            bytes: MAX_BATCH_BYTES,
+            linger: Duration::from_millis(self.linger_ms.into()),
+            own_receipts: false,
+        };
+        let config = self.consumer.config(batches)?;
         let letters = match &self.dead_letter {
             Some(DeadLetterPlace::Kafka(topic)) if *topic == config.topic => {
                 bail!(
@@ -167,15 +178,15 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     tracing::info!(kafka_topic = config.topic, pubsub_topic = %args.pubsub_topic, "bridge started");
 
     let topic = config.topic.clone();
-    let batcher = Batcher::new(&topic, args.pubsub_topic.clone(), args.pack.into());
-    let mut consumer = Consumer::start(config, batcher, stop.clone())?;
+    let encoder = Encoder::new(&topic, args.pubsub_topic.clone(), args.pack.into());
+    let mut consumer = Consumer::start(config, stop.clone())?;
     let watch = consumer.watch();
     let letters = DeadLetters::new(topic, target, metrics.clone(), conditions.dead_letter);
-    let done = consumer.acknowledger();
+    let commit = consumer.commit_handle();
     let forwarder =
-        Forwarder::new(args.pubsub_topic, publisher, letters, done, metrics.clone(), conditions.pubsub);
+        Forwarder::new(args.pubsub_topic, publisher, letters, commit, metrics.clone(), conditions.pubsub);
     let work = async {
-        forwarder.run(&mut consumer).await;
+        forwarder.run(&mut consumer, encoder).await;
         consumer.ended().await
     };
     let late = async {

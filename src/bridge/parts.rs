@@ -17,14 +17,21 @@ impl<'a> Parts<'a> {
     /// `records` are those of the whole request.
     pub(super) fn of(request: &'a Request, records: u64) -> Self {
         let messages = request.len();
-        let records = if records == messages as u64 {
-            vec![1; messages]
-        } else {
-            let of = |message: PubsubMessage| packed_offsets(&message).map_or(1, |all| all.count() as u64);
-            (0..messages).map(|index| request.message(index).map_or(1, of)).collect()
-        };
+        let records =
+            if records == messages as u64 { vec![1; messages] } else { records_of(request).collect() };
         Self { request, records }
     }
+
+    /// How many records a request holds.
+    pub(super) fn count_records(request: &Request) -> u64 {
+        records_of(request).sum()
+    }
+}
+
+/// How many records each message of a request holds.
+fn records_of(request: &Request) -> impl Iterator<Item = u64> {
+    let of = |message: PubsubMessage| packed_offsets(&message).map_or(1, |all| all.count() as u64);
+    (0..request.len()).map(move |index| request.message(index).map_or(1, of))
 }
 
 /// The offsets of a pack of ours, in the order of its lines; none where it is no pack.

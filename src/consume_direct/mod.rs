@@ -13,9 +13,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::MetricsArgs;
-use crate::kafka::consumer::{Collect, Consumer, ConsumerConfig};
+use crate::kafka::consumer::{BatchLimits, CommitHandle, Consumer, ConsumerConfig};
 use crate::kafka::metrics::ConsumerConditions;
-use crate::kafka::{ConsumerArgs, Receipt, Record, RecordRef};
+use crate::kafka::{ConsumerArgs, Receipt, Record, RecordBatch, RecordRef, SkippedRange};
 use crate::outcome::{Outcome, Source, shown_url};
 use crate::request::WarmRequest;
 use crate::telemetry::health::Health;
@@ -70,7 +70,7 @@ pub(crate) struct Args {
 
 impl Args {
     fn config(&self) -> anyhow::Result<ConsumerConfig> {
-        let mut config = self.consumer.config()?;
+        let mut config = self.consumer.config(BATCHES)?;
         let group = match &self.group {
             Some(group) => group.clone(),
             None => format!("{}-direct", config.client.get("group.id").unwrap_or_default()),
@@ -81,45 +81,9 @@ impl Args {
     }
 }
 
-/// Copies of a few records, handed over as soon as there is room.
-#[derive(Default)]
-struct Copies(Copied);
-
-/// Records with their receipts; none where offsets were skipped.
-type Copied = Vec<(Receipt, Option<Record>)>;
-
-/// What a batch may grow to while there is no room for it.
-const MAX_COPIES: usize = 256;
-const MAX_COPIES_BYTES: usize = 4 << 20;
-
-impl Collect for Copies {
-    type Batch = Copied;
-
-    fn add(&mut self, record: &RecordRef<'_>) {
-        let receipt = Receipt::one(record.partition, record.assignment, record.offset);
-        self.0.push((receipt, Some(record.to_record())));
-    }
-
-    fn add_skipped(&mut self, partition: i32, assignment: u64, (first, last): (i64, i64), _: &str) {
-        self.0.push((Receipt { partition, assignment, first, last, records: 1 }, None));
-    }
-
-    fn is_full(&self) -> bool {
-        self.0.len() >= MAX_COPIES
-            || self.0.iter().filter_map(|(_, record)| Some(record.as_ref()?.size_bytes())).sum::<usize>()
-                >= MAX_COPIES_BYTES
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn take(&mut self, deliver: &mut dyn FnMut(&Receipt) -> bool) -> Option<Self::Batch> {
-        let mut batch = std::mem::take(&mut self.0);
-        batch.retain(|(receipt, _)| deliver(receipt));
-        (!batch.is_empty()).then_some(batch)
-    }
-}
+/// A few records are handed over as soon as there is room; what a batch may grow to while there is none.
+const BATCHES: BatchLimits =
+    BatchLimits { records: 256, bytes: 4 << 20, linger: Duration::ZERO, own_receipts: true };
 
 /// Warms what the topic brings until `stop`, then finishes the GETs under way, commits and leaves within 10 s.
 ///
@@ -137,7 +101,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let warmer = (Warmer::new(args.warm)?, Identity::discover(args.instance));
     let (topic, group) = (config.topic.clone(), config.client.get("group.id").unwrap_or_default().to_owned());
     tracing::info!(topic, group, "consume-direct started as group {group}");
-    let mut consumer = Consumer::start(config, Copies::default(), stop.clone())?;
+    let mut consumer = Consumer::start(config, stop.clone())?;
     let watch = consumer.watch();
     let _status = {
         let metrics = metrics.clone();
@@ -175,13 +139,13 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
 
 /// Warms records, `concurrency` at a time, and gives each back once its verdict stands.
 async fn warm_all(
-    consumer: &mut Consumer<Copied>,
+    consumer: &mut Consumer,
     warmer: &(Warmer, Identity),
     (metrics, log): (&DirectMetrics, OutcomeLog),
     topic: &str,
     concurrency: usize,
 ) {
-    let done = consumer.acknowledger();
+    let commit = consumer.commit_handle();
     let mut under_way = FuturesUnordered::new();
     let mut waiting = VecDeque::new();
     let mut open = true;
@@ -190,24 +154,32 @@ async fn warm_all(
             && let Some((receipt, record)) = waiting.pop_front()
         {
             under_way.push(async move {
-                if let Some(record) = record {
-                    let outcome = warm(warmer, topic, &record).await;
-                    metrics.outcome(&outcome);
-                    log.log(&outcome, trace(&record).as_ref());
-                }
+                let outcome = warm(warmer, topic, &record).await;
+                metrics.outcome(&outcome);
+                log.log(&outcome, trace(&record).as_ref());
                 receipt
             });
         }
-        metrics.in_flight(done.uncommittable(), under_way.len());
+        metrics.in_flight(commit.uncommittable(), under_way.len());
         tokio::select! {
-            Some(receipt) = under_way.next() => done.done(&[receipt]),
-            chunk = consumer.next(), if open && waiting.is_empty() => match chunk {
-                Some(chunk) => waiting.extend(chunk),
+            Some(receipt) = under_way.next() => commit.accepted(&[receipt]),
+            batch = consumer.next(), if open && waiting.is_empty() => match batch {
+                Some(batch) => waiting.extend(records(&batch, &commit)),
                 None => open = false,
             },
             else => return,
         }
     }
+}
+
+/// Copies of a batch's records with their receipts. What was skipped, and told by the consumer, is done with at once.
+fn records(batch: &RecordBatch, commit: &CommitHandle) -> Vec<(Receipt, Record)> {
+    for SkippedRange { partition, assignment, first, last, .. } in batch.skipped() {
+        let (partition, assignment, first, last) = (*partition, *assignment, *first, *last);
+        commit.accepted(&[Receipt { partition, assignment, first, last, records: 1 }]);
+    }
+    let receipt = |record: &RecordRef<'_>| Receipt::one(record.partition, record.assignment, record.offset);
+    batch.iter().map(|record| (receipt(&record), record.to_record())).collect()
 }
 
 /// The trace that the record's headers name.

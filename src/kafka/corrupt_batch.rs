@@ -17,7 +17,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::ClientEvents;
-use super::events::{Events, Failure, Records};
+use super::native::{Events, Failure, Records};
 
 /// How long a read waits before it looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(50);

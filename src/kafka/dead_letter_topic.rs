@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Record;
 use super::client::{ClientEvents, wait_for_topic};
-use super::topic_id::may_write;
+use super::native::may_write;
 
 /// How long librdkafka tries to write one record before it says why it cannot.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::consumer::{PartitionState, STALL_LIMIT, Snapshot, Watch};
+use super::consumer::{PartitionState, STALL_TIMEOUT, Snapshot, Watch};
 use crate::telemetry::health::{Condition, Health};
 
 /// How often metrics and health follow the consumer.
@@ -91,8 +91,8 @@ impl ConsumerMetrics {
     pub(crate) async fn follow(&self, watch: &Watch, conditions: &ConsumerConditions) -> anyhow::Error {
         tokio::select! {
             never = self.follow_for_ever(watch, &conditions.kafka) => match never {},
-            () = watch.stalled(STALL_LIMIT) => {
-                let seconds = STALL_LIMIT.as_secs();
+            () = watch.stalled(STALL_TIMEOUT) => {
+                let seconds = STALL_TIMEOUT.as_secs();
                 conditions.polling.not_ok(format!("Kafka was not polled for {seconds} s"));
                 anyhow::anyhow!(
                     "Kafka was not polled for {seconds} s: the thread that does hangs. Leaving, so that a new start can go \
@@ -130,7 +130,7 @@ impl ConsumerMetrics {
     pub(crate) fn show(&self, before: &Snapshot, now: &Snapshot) {
         self.records_read.inc_by(now.records - before.records);
         self.rebalances(before, now);
-        self.corrupt_partitions.set(i64::try_from(now.corrupt.len()).unwrap_or(i64::MAX));
+        self.corrupt_partitions.set(i64::try_from(now.corrupt_partitions).unwrap_or(i64::MAX));
         self.skipped_corrupt_batches.inc_by(now.skipped_batches - before.skipped_batches);
         self.partitions.known().clone_from(&now.partitions);
     }

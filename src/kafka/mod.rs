@@ -1,10 +1,10 @@
 //! Kafka, as the roles use it: records with their offsets, and the arguments that name a cluster.
 //!
-//! `env` reads the kafka-env file, `consumer` is a group member as roles see it and `member` its thread, which reads
-//! `events` and `record`s, finds where partitions start (`start`, `topic_id`), commits what `offsets` allows, and
-//! goes on behind a `corrupt_batch`; `metrics` is what an operator sees of
-//! it. `admin` looks for a topic and makes it, `dead_letter_topic` writes single records, `client` hears what librdkafka says on its own
-//! account and waits for a cluster at start. Nothing here knows Pub/Sub or HTTP.
+//! `env` reads the kafka-env file. `consumer` is a member of a consumer group: it gives batches of `record`s, finds where
+//! partitions start (`start_offsets`, `group_metadata`), commits what `offsets` allows, and goes on behind a
+//! `corrupt_batch`; `metrics` is what an operator sees of it. `admin` looks for a topic and makes it, `dead_letter_topic`
+//! writes single records, `client` hears what librdkafka says on its own account and waits for a
+//! cluster at start. `native` is where librdkafka's own functions are called. Nothing here knows Pub/Sub or HTTP.
 
 pub(crate) mod admin;
 pub(crate) mod client;
@@ -12,26 +12,26 @@ pub(crate) mod consumer;
 mod corrupt_batch;
 pub(crate) mod dead_letter_topic;
 pub(crate) mod env;
-mod events;
-mod member;
+mod group_metadata;
 pub(crate) mod metrics;
+mod native;
 mod offsets;
 mod record;
-mod start;
-mod topic_id;
+mod start_offsets;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 
+pub(crate) use consumer::{RecordBatch, SkippedRange};
 #[cfg(test)]
 pub(crate) use offsets::Offsets;
 pub(crate) use offsets::{Receipt, Receipts};
-pub(crate) use record::{Header, Record, RecordRef};
-pub(crate) use start::OnLostOffsets;
+pub(crate) use record::{Header, Headers, Record, RecordRef};
+pub(crate) use start_offsets::OnLostOffsets;
 
-use consumer::ConsumerConfig;
+use consumer::{BatchLimits, ConsumerConfig};
 use env::KafkaEnv;
 
 /// Which cluster and topic, as every Kafka role takes them.
@@ -93,11 +93,11 @@ impl ConsumerArgs {
         }
     }
 
-    /// What to consume; everything in the kafka-env file is checked here.
+    /// What to consume, in which batches; everything in the kafka-env file is checked here.
     ///
     /// # Errors
     /// A kafka-env file that cannot be meant.
-    pub(crate) fn config(&self) -> anyhow::Result<ConsumerConfig> {
+    pub(crate) fn config(&self, batches: BatchLimits) -> anyhow::Result<ConsumerConfig> {
         let env = KafkaEnv::read(&self.kafka.kafka_env)?;
         Ok(ConsumerConfig {
             client: env.consumer()?,
@@ -106,7 +106,7 @@ impl ConsumerArgs {
             on_lost_offsets: self.on_lost_offsets,
             skip_corrupt: self.skip_corrupt,
             group_instance_id: self.group_instance_id.clone().filter(|id| !id.is_empty()),
-            linger: Duration::ZERO,
+            batches,
             timeout: self.kafka.timeout(),
             source: env.path().display().to_string(),
         })

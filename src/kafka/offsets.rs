@@ -34,23 +34,23 @@ impl Receipt {
 pub(crate) struct Receipts(Vec<Receipt>);
 
 impl Receipts {
-    /// Adds a record behind those of its partition.
+    /// Adds a record behind those of its partition, to the receipt that they share.
     pub(crate) fn add(&mut self, partition: i32, assignment: u64, offset: i64) {
-        self.add_range(partition, assignment, offset, offset);
-    }
-
-    /// Adds offsets, first and last, that count as one record, behind those of their partition.
-    pub(crate) fn add_range(&mut self, partition: i32, assignment: u64, first: i64, last: i64) {
         // Records come in runs of one partition, so the last one looked at is nearly always the right one.
         let same = |r: &&mut Receipt| r.partition == partition && r.assignment == assignment;
         match self.0.iter_mut().rev().find(same) {
             Some(receipt) => {
-                debug_assert!(receipt.last < first);
-                receipt.last = last;
+                debug_assert!(receipt.last < offset);
+                receipt.last = offset;
                 receipt.records += 1;
             }
-            None => self.0.push(Receipt { partition, assignment, first, last, records: 1 }),
+            None => self.0.push(Receipt::one(partition, assignment, offset)),
         }
+    }
+
+    /// Adds a receipt behind those of its partition.
+    pub(crate) fn push(&mut self, receipt: Receipt) {
+        self.0.push(receipt);
     }
 
     /// Keeps those that `keep` says; true where all were kept.

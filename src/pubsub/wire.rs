@@ -97,20 +97,6 @@ impl Request {
         PubsubMessage::decode_length_delimited(bytes).ok()
     }
 
-    /// The same request without the messages for which `keep` is false.
-    pub(crate) fn retain(&self, keep: impl Fn(usize) -> bool) -> Self {
-        let mut kept = RequestBuilder {
-            bytes: self.bytes[..self.head_bytes].to_vec(),
-            head_bytes: self.head_bytes,
-            ends: Vec::new(),
-        };
-        for index in (0..self.len()).filter(|index| keep(*index)) {
-            kept.bytes.extend_from_slice(&self.bytes[self.start(index)..self.ends[index]]);
-            kept.ends.push(kept.bytes.len());
-        }
-        kept.build()
-    }
-
     fn start(&self, index: usize) -> usize {
         index.checked_sub(1).map_or(self.head_bytes, |before| self.ends[before])
     }
@@ -212,8 +198,6 @@ mod tests {
             let part = read(request.part(cut..messages.len()));
             prop_assert_eq!(part.topic, "projects/p/topics/urls");
             prop_assert_eq!(&part.messages[..], &expected[cut..]);
-            let even = read(request.retain(|index| index % 2 == 0).part(0..messages.len().div_ceil(2)));
-            prop_assert_eq!(even.messages, expected.iter().step_by(2).cloned().collect::<Vec<_>>());
             for (index, message) in expected.into_iter().enumerate() {
                 prop_assert_eq!(request.message(index), Some(message));
             }

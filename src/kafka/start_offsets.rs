@@ -10,7 +10,8 @@ use anyhow::{Context as _, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::topic_id::topic_id;
+use super::group_metadata::GroupMetadata;
+use super::native::{metadata_of, topic_id};
 
 /// How long one question to the cluster may take inside a rebalance.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
@@ -47,68 +48,32 @@ impl Start {
 
 /// Where one partition starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StartAt {
+pub(super) struct StartOffset {
     pub(super) partition: i32,
     pub(super) offset: i64,
     /// Whether the group has this offset already.
     pub(super) committed: bool,
 }
 
-/// How the group began; the metadata of its committed offsets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Began {
-    since_ms: i64,
-    partitions: i32,
-    /// None where the cluster does not tell.
-    topic_id: Option<String>,
-}
-
-impl Began {
-    fn parse(metadata: &str) -> Option<Self> {
-        let fields = metadata.strip_prefix("cdnwarm ")?;
-        let field = |name: &str| {
-            fields
-                .split(' ')
-                .find_map(|field| field.split_once('=').filter(|(key, _)| *key == name))
-                .map(|f| f.1)
-        };
-        Some(Self {
-            since_ms: field("since_ms")?.parse().ok()?,
-            partitions: field("partitions")?.parse().ok()?,
-            topic_id: field("topic_id").map(str::to_owned),
-        })
-    }
-
-    fn metadata(&self) -> String {
-        let Self { since_ms, partitions, topic_id } = self;
-        let mut text = format!("cdnwarm since_ms={since_ms} partitions={partitions}");
-        if let Some(id) = topic_id {
-            text.push_str(" topic_id=");
-            text.push_str(id);
-        }
-        text
-    }
-}
-
 /// Finds where partitions start.
-pub(super) struct Starts {
+pub(super) struct StartOffsets {
     pub(super) topic: String,
     pub(super) start: Start,
     pub(super) on_lost: OnLostOffsets,
     /// Partitions not assigned before start at their beginning, whatever is committed (`--reset`).
     pub(super) reset: bool,
     reset_done: Vec<i32>,
-    began: Option<Began>,
+    began: Option<GroupMetadata>,
 }
 
-impl Starts {
+impl StartOffsets {
     pub(super) fn new(topic: String, start: Start, on_lost: OnLostOffsets, reset: bool) -> Self {
         Self { topic, start, on_lost, reset, reset_done: Vec::new(), began: None }
     }
 
     /// What to commit beside each offset.
     pub(super) fn metadata(&self) -> String {
-        self.began.as_ref().map(Began::metadata).unwrap_or_default()
+        self.began.as_ref().map(GroupMetadata::to_text).unwrap_or_default()
     }
 
     /// Asks the cluster where each of these partitions starts.
@@ -120,7 +85,7 @@ impl Starts {
         &mut self,
         consumer: &BaseConsumer<C>,
         assigned: &[i32],
-    ) -> anyhow::Result<Vec<StartAt>> {
+    ) -> anyhow::Result<Vec<StartOffset>> {
         let metadata = consumer
             .fetch_metadata(Some(&self.topic), CALL_LIMIT)
             .with_context(|| format!("asking for the partitions of {}", self.topic))?;
@@ -134,7 +99,7 @@ impl Starts {
         let committed =
             consumer.committed_offsets(all, CALL_LIMIT).context("reading the group's committed offsets")?;
         let mut offsets = Vec::new();
-        let mut began: Option<Began> = None;
+        let mut began: Option<GroupMetadata> = None;
         for (index, element) in committed.elements().iter().enumerate() {
             let partition = element.partition();
             element
@@ -142,7 +107,7 @@ impl Starts {
                 .with_context(|| format!("reading the committed offset of {}/{partition}", self.topic))?;
             if let Offset::Offset(offset) = element.offset() {
                 offsets.push((partition, offset));
-                let same = Began::parse(&metadata_of(&committed, index));
+                let same = GroupMetadata::parse(&metadata_of(&committed, index));
                 began = match (began, same) {
                     (Some(a), Some(b)) if b.since_ms < a.since_ms => Some(b),
                     (None, b) => b,
@@ -152,8 +117,8 @@ impl Starts {
         }
         // With the topic its committed offsets are deleted, too; but this process may have known it before.
         let began = began.or_else(|| self.began.clone());
-        let made_anew = match (&began, &topic_id) {
-            (Some(Began { topic_id: Some(before), .. }), Some(now)) => before != now,
+        let recreated = match (&began, &topic_id) {
+            (Some(GroupMetadata { topic_id: Some(before), .. }), Some(now)) => before != now,
             _ => false,
         };
         let mut starts = Vec::new();
@@ -162,19 +127,19 @@ impl Starts {
             let reset = self.reset && !self.reset_done.contains(&partition);
             let start = match offset {
                 _ if reset => self.low(consumer, partition)?,
-                Some(offset) if made_anew => self.made_anew(consumer, partition, offset)?,
+                Some(offset) if recreated => self.on_recreated(consumer, partition, offset)?,
                 Some(offset) => {
-                    starts.push(StartAt { partition, offset, committed: true });
+                    starts.push(StartOffset { partition, offset, committed: true });
                     continue;
                 }
-                None if made_anew => self.made_anew(consumer, partition, 0)?,
+                None if recreated => self.on_recreated(consumer, partition, 0)?,
                 None if offsets.is_empty() && began.is_none() => self.first(consumer, partition)?,
                 None => self.later(consumer, partition, began.as_ref())?,
             };
-            starts.push(StartAt { partition, offset: start, committed: false });
+            starts.push(StartOffset { partition, offset: start, committed: false });
         }
-        let fresh = Began { since_ms: now_ms(), partitions: count, topic_id };
-        self.began = Some(began.filter(|_| !made_anew).unwrap_or(fresh));
+        let fresh = GroupMetadata { since_ms: now_ms(), partitions: count, topic_id };
+        self.began = Some(began.filter(|_| !recreated).unwrap_or(fresh));
         self.reset_done.extend(assigned);
         Ok(starts)
     }
@@ -191,8 +156,8 @@ impl Starts {
     }
 
     /// Whether the topic is another one by now than the one that the group began with.
-    pub(super) fn is_made_anew<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) -> bool {
-        let Some(Began { topic_id: Some(before), .. }) = &self.began else { return false };
+    pub(super) fn is_recreated<C: ConsumerContext>(&self, consumer: &BaseConsumer<C>) -> bool {
+        let Some(GroupMetadata { topic_id: Some(before), .. }) = &self.began else { return false };
         let broker = consumer.fetch_metadata(Some(&self.topic), CALL_LIMIT).map(|m| m.orig_broker_id());
         let now = broker.ok().and_then(|broker| topic_id(consumer, broker, &self.topic, CALL_LIMIT));
         now.is_some_and(|now| now != *before)
@@ -206,7 +171,7 @@ impl Starts {
     }
 
     /// Where to go on in a topic that was made anew.
-    fn made_anew<C: ConsumerContext>(
+    fn on_recreated<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
         partition: i32,
@@ -243,7 +208,7 @@ impl Starts {
         &self,
         consumer: &BaseConsumer<C>,
         partition: i32,
-        began: Option<&Began>,
+        began: Option<&GroupMetadata>,
     ) -> anyhow::Result<i64> {
         match began {
             // There from the start, but whoever was to pin it then did not come to it.
@@ -284,24 +249,6 @@ impl std::fmt::Display for LostOffsets {
 
 impl std::error::Error for LostOffsets {}
 
-/// The metadata of one element. rdkafka's own accessor panics where it is not UTF-8, as another program's may be.
-#[expect(unsafe_code, reason = "rdkafka's accessor panics on metadata that is not UTF-8")]
-fn metadata_of(list: &TopicPartitionList, index: usize) -> String {
-    // SAFETY: the list lives and has `cnt` elements, each with `metadata_size` bytes of metadata unless that is null.
-    unsafe {
-        let native = &*list.ptr();
-        if index >= usize::try_from(native.cnt).unwrap_or_default() {
-            return String::new();
-        }
-        let element = &*native.elems.add(index);
-        if element.metadata.is_null() {
-            return String::new();
-        }
-        let bytes = std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size);
-        String::from_utf8_lossy(bytes).into_owned()
-    }
-}
-
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -326,19 +273,6 @@ mod tests {
     }
 
     #[test]
-    fn how_a_group_began_is_read_as_it_was_written() {
-        for topic_id in [None, Some("gLGXU5ZsQ7qnTtI5bpGGnQ".to_owned())] {
-            let began = Began { since_ms: 1_700_000_000_000, partitions: 6, topic_id };
-            assert_eq!(Began::parse(&began.metadata()), Some(began));
-        }
-        for foreign in
-            ["", "cdnwarm", "cdnwarm since_ms=x partitions=6", "partitions=6 since_ms=1", "\u{fffd}"]
-        {
-            assert_eq!(Began::parse(foreign), None, "{foreign}");
-        }
-    }
-
-    #[test]
     fn nothing_of_a_topic_is_skipped_by_a_member_that_has_read_it_before() {
         use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
@@ -350,11 +284,11 @@ mod tests {
         producer.send(BaseRecord::<(), _>::to("urls").payload("https://example.com/")).ok().unwrap();
         producer.flush(Duration::from_secs(30)).unwrap();
         let consumer: BaseConsumer = config.create().unwrap();
-        let mut starts = Starts::new("urls".to_owned(), Start::Latest, OnLostOffsets::Earliest, false);
-        let offset = |starts: &mut Starts| starts.find(&consumer, &[0]).unwrap()[0].offset;
+        let mut starts = StartOffsets::new("urls".to_owned(), Start::Latest, OnLostOffsets::Earliest, false);
+        let offset = |starts: &mut StartOffsets| starts.find(&consumer, &[0]).unwrap()[0].offset;
         assert_eq!(offset(&mut starts), 1, "a group that begins, by auto.offset.reset=latest");
         // Its offsets went with the topic that was deleted; whether the id is another one may not be known any more.
-        starts.began = Some(Began { since_ms: 0, partitions: 0, topic_id: None });
+        starts.began = Some(GroupMetadata { since_ms: 0, partitions: 0, topic_id: None });
         assert_eq!(offset(&mut starts), 0);
     }
 }

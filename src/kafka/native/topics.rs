@@ -1,8 +1,6 @@
 //! What a cluster tells of a topic beside its partitions: the id that it gives each when it is made (KIP-516), by which one
 //! is told from another of the same name, and whether we may write to it.
 
-#![expect(unsafe_code, reason = "rdkafka has no safe function for DescribeTopics")]
-
 use std::ffi::{CStr, CString, c_int};
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -11,7 +9,7 @@ use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 
 /// The topic's id in base64; none where `broker` does not tell within `limit`: it is too old, or may not be asked.
-pub(super) fn topic_id<C: ConsumerContext>(
+pub(in crate::kafka) fn topic_id<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     broker: i32,
     topic: &str,
@@ -28,7 +26,7 @@ pub(super) fn topic_id<C: ConsumerContext>(
 }
 
 /// Whether we may write to the topic; none where `broker` does not tell within `limit`.
-pub(super) fn may_write<C: ConsumerContext>(
+pub(in crate::kafka) fn may_write<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     broker: i32,
     topic: &str,
