@@ -79,7 +79,8 @@ impl Deliveries {
     /// Remembers an outcome, unless a later GET may go better or it is known without one.
     pub(super) fn remember(&self, delivery: Delivery, outcome: &Outcome) {
         if !outcome.verdict.is_curable() && !matches!(outcome.verdict, Verdict::Refused(_)) {
-            let known = Remembered { verdict: outcome.verdict.clone(), http_status: outcome.exchange.http_status };
+            let known =
+                Remembered { verdict: outcome.verdict.clone(), http_status: outcome.exchange.http_status };
             self.known.insert(delivery, known);
         }
     }
