@@ -1,12 +1,14 @@
-//! The verdicts of recent deliveries: a message that is delivered again gets its verdict again, without a GET.
+//! What became of messages that were delivered a moment ago: one that comes again gets its verdict again, without a GET.
 //!
 //! Pub/Sub delivers at least once, and a pack comes again as a whole where one of its lines failed.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use moka::policy::EvictionPolicy;
-use moka::sync::Cache;
+use tokio::time::Instant;
 
 use super::envelope::Push;
 use crate::outcome::Outcome;
@@ -15,9 +17,10 @@ use crate::verdict::Verdict;
 use crate::warm::Attempt;
 
 /// How long a verdict is repeated. Past it the edge may have lost the object, and a GET is worth its cost.
-const REMEMBER_FOR: Duration = Duration::from_secs(600);
-/// How many deliveries are remembered at most.
-const MAX_REMEMBERED: u64 = 16_384;
+const WINDOW: Duration = Duration::from_secs(600);
+/// The latest deliveries that are remembered for sure. Those before them are for as long as these fill their room again, so
+/// that twice as many take 2 MiB at most. It is what a hash table of 16,384 places holds.
+const SURELY_KNOWN: usize = 14_336;
 
 /// The verdicts of the last ten minutes that a redelivery would not change, in bounded memory.
 pub(super) struct Deliveries {
@@ -25,14 +28,24 @@ pub(super) struct Deliveries {
     hasher: RandomState,
     /// A second one, so that no two do so by chance.
     other_hasher: foldhash::quality::RandomState,
-    known: Cache<Delivery, Remembered, foldhash::fast::RandomState>,
+    known: Mutex<Table>,
+    started: Instant,
+}
+
+/// Two tables, so that what is old goes all at once: no delivery need be found and moved for its age.
+#[derive(Debug, Default)]
+struct Table {
+    latest: HashMap<Delivery, Remembered, foldhash::fast::RandomState>,
+    before: HashMap<Delivery, Remembered, foldhash::fast::RandomState>,
 }
 
 /// What an [`Attempt`] came to, in less room.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Remembered {
     verdict: Verdict,
     http_status: Option<u16>,
+    /// Since the start.
+    at_s: u32,
 }
 
 /// One URL of one message of one subscription, by a hash of all that: no two have the same.
@@ -43,18 +56,12 @@ pub(super) struct Delivery([u64; 2]);
 
 impl Deliveries {
     pub(super) fn new() -> Self {
-        Self::remembering(MAX_REMEMBERED, REMEMBER_FOR)
-    }
-
-    fn remembering(at_most: u64, time_to_live: Duration) -> Self {
-        // Least recently used: moka's default policy may reject a new entry.
-        let builder = Cache::builder().max_capacity(at_most).eviction_policy(EvictionPolicy::lru());
         Self {
             hasher: RandomState::new(),
             other_hasher: foldhash::quality::RandomState::default(),
-            known: builder
-                .time_to_live(time_to_live)
-                .build_with_hasher(foldhash::fast::RandomState::default()),
+            // It grows as it is used.
+            known: Mutex::default(),
+            started: Instant::now(),
         }
     }
 
@@ -70,19 +77,43 @@ impl Deliveries {
         Some(Delivery(hashes))
     }
 
-    /// Returns what an earlier delivery came to.
+    /// What an earlier delivery came to.
     pub(super) fn known(&self, delivery: Delivery) -> Option<Attempt> {
-        let Remembered { verdict, http_status } = self.known.get(&delivery)?;
-        Some(Attempt { http_status, ..Attempt::without_request(verdict) })
+        let table = self.table();
+        let found = table.latest.get(&delivery).or_else(|| table.before.get(&delivery))?;
+        let is_recent = Duration::from_secs(self.now_s().saturating_sub(found.at_s).into()) < WINDOW;
+        is_recent.then(|| Attempt {
+            http_status: found.http_status,
+            ..Attempt::without_request(found.verdict.clone())
+        })
     }
 
     /// Remembers an outcome, unless a later GET may go better or it is known without one.
     pub(super) fn remember(&self, delivery: Delivery, outcome: &Outcome) {
         if !outcome.verdict.is_curable() && !matches!(outcome.verdict, Verdict::Refused(_)) {
-            let known =
-                Remembered { verdict: outcome.verdict.clone(), http_status: outcome.exchange.http_status };
-            self.known.insert(delivery, known);
+            let (verdict, http_status) = (outcome.verdict.clone(), outcome.exchange.http_status);
+            self.table().put(delivery, Remembered { verdict, http_status, at_s: self.now_s() });
         }
+    }
+
+    /// Seconds since the start; enough for a century.
+    fn now_s(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing panics while it is held.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn put(&mut self, delivery: Delivery, remembered: Remembered) {
+        if self.latest.len() >= SURELY_KNOWN {
+            mem::swap(&mut self.latest, &mut self.before);
+            self.latest.clear();
+        }
+        self.latest.insert(delivery, remembered);
     }
 }
 
@@ -97,15 +128,12 @@ fn hash(hasher: &impl BuildHasher, push: &Push<'_>, line: Option<&str>, request:
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
-    use std::time::Instant;
 
     use jiff::Timestamp;
 
     use super::*;
     use crate::outcome::{Exchange, Source};
     use crate::verdict::Failure;
-
-    const PATIENCE: Duration = Duration::from_secs(10);
 
     fn delivery(known: &Deliveries, message_id: &'static str, line: Option<&str>, url: &str) -> Delivery {
         with_option(known, message_id, line, url, None)
@@ -164,18 +192,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_verdict_is_forgotten_in_time() {
-        let time_to_live = Duration::from_millis(100);
-        let known = Deliveries::remembering(10, time_to_live);
+    #[tokio::test(start_paused = true)]
+    async fn a_verdict_is_forgotten_in_time() {
+        let known = Deliveries::new();
         let message = delivery(&known, "1", None, "https://example.com/a");
-        let before = Instant::now();
         known.remember(message, &outcome(Verdict::Warm));
-        while known.known(message).is_some() {
-            assert!(before.elapsed() < time_to_live + PATIENCE, "it is never forgotten");
-            std::thread::yield_now();
-        }
-        assert!(before.elapsed() >= time_to_live, "not before its time");
+        tokio::time::advance(WINDOW - Duration::from_secs(1)).await;
+        assert!(known.known(message).is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(known.known(message).is_none());
     }
 
     #[test]
@@ -197,15 +222,16 @@ mod tests {
     #[test]
     fn it_is_bounded_and_the_latest_stay() {
         let known = Deliveries::new();
-        let line = |n: u64| delivery(&known, "1", Some(&n.to_string()), "https://example.com/a");
-        let last = 4 * MAX_REMEMBERED;
-        for n in 1..=last {
+        let line = |n: usize| delivery(&known, "1", Some(&n.to_string()), "https://example.com/a");
+        let last = 4 * SURELY_KNOWN;
+        for n in 0..=last {
             known.remember(line(n), &outcome(Verdict::Filled));
         }
-        known.known.run_pending_tasks();
-        assert_eq!(known.known.entry_count(), MAX_REMEMBERED);
-        let first_kept = last - MAX_REMEMBERED + 1;
-        assert!((first_kept..=last).all(|n| known.known(line(n)).is_some()));
-        assert!((1..first_kept).all(|n| known.known(line(n)).is_none()));
+        assert!((last - SURELY_KNOWN..=last).all(|n| known.known(line(n)).is_some()));
+        assert!((0..=last - 2 * SURELY_KNOWN).all(|n| known.known(line(n)).is_none()));
+        let table = known.table();
+        let room_bytes =
+            (table.latest.capacity() + table.before.capacity()) * size_of::<(Delivery, Remembered)>();
+        assert!(room_bytes <= 2 << 20, "{room_bytes} bytes");
     }
 }
