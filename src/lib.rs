@@ -82,7 +82,7 @@ pub fn start(cli: Cli) -> ExitCode {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::debug!("raising the limit on open files: {error}");
     }
-    let runtime = match runtime(role) {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cdnwarm: starting the runtime: {error}");
@@ -108,12 +108,17 @@ pub fn start(cli: Cli) -> ExitCode {
     status
 }
 
-/// The threads of a role. A server has one here, and starts others by itself, each with a runtime of its own.
-fn runtime(role: Role) -> io::Result<Runtime> {
-    let mut builder = match role {
-        Role::Server => Builder::new_current_thread(),
+/// Returns the runtime of a role. `serve` starts its threads by itself, each with a runtime of its own. `bridge` encodes
+/// records on the first thread and does all else on one more: with one for each core, calls and answers go through more
+/// hands, which took 1.1 times the CPU time (`bench/bridge`); librdkafka's threads do the rest.
+fn runtime(command: &Command) -> io::Result<Runtime> {
+    let mut builder = match command {
+        Command::Serve(_) => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
+    if matches!(command, Command::Bridge(_)) {
+        builder.worker_threads(1);
+    }
     builder.enable_all().build()
 }
 
