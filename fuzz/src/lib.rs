@@ -254,9 +254,17 @@ pub fn cache_headers(data: &[u8]) {
         };
         let assessment = warm::cdn::assess(&speakers, &asked, &response, now);
         if assessment.verdict == verdict::Verdict::Warm {
-            assert!(assessment.evidence.header.is_some() && assessment.evidence.value.is_some(), "{assessment:?}");
+            assert!(
+                assessment.evidence.header.is_some() && assessment.evidence.value.is_some(),
+                "{assessment:?}"
+            );
         }
-        let texts = [assessment.evidence.value, assessment.evidence.cdn, assessment.evidence.pop, assessment.evidence.etag];
+        let texts = [
+            assessment.evidence.value,
+            assessment.evidence.cdn,
+            assessment.evidence.pop,
+            assessment.evidence.etag,
+        ];
         assert!(texts.iter().flatten().all(|text| text.len() <= 256), "{texts:?}");
         let _ = assessment.verdict.to_string();
     }
