@@ -150,7 +150,7 @@ mod tests {
         for _ in 0..10_000 {
             limit.record_answer(QUICK, 1, now);
         }
-        assert_eq!(limit.get(), 64, "nobody waits for a place");
+        assert_eq!(limit.get(), 64, "no request waits for a permit");
         in_full_use(&mut limit, QUICK, 1_000, now);
         assert_eq!(limit.get(), 256);
     }
@@ -223,7 +223,7 @@ mod tests {
         for _ in 0..1_000 {
             limit.record_answer(QUICK, 1, now);
         }
-        assert_eq!(limit.get(), 16, "nobody waits for a call");
+        assert_eq!(limit.get(), 16, "no batch waits for a call");
         in_full_use(&mut limit, QUICK, 1_000, now);
         assert_eq!(limit.get(), 128);
     }

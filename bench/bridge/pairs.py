@@ -79,7 +79,7 @@ def pairs(bench):
 
 
 def one_run(bench, contestant):
-    """One contestant moves the whole topic; of the bridge with what it told meanwhile."""
+    """One contestant moves the whole topic; of the bridge with its metrics over time."""
     group = bench.fresh("group")
     with Sink(bench.sink_binary, bench.logs / f"{group}-sink.log") as sink:
         command, environment = contestant.command(bench.kafka, sink, bench.topic, group, bench.logs)

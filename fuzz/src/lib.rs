@@ -120,7 +120,7 @@ mod warm {
 /// The body of a push, down to whether its URLs would be fetched.
 pub fn envelope(body: &[u8]) {
     let Ok(push) = serve::envelope::parse(body) else { return };
-    // Read anew, in another way.
+    // Decoded a second time, in another way.
     if let Ok(value) = serde_json::from_slice::<Value>(body) {
         let text = value["message"]["data"].as_str().unwrap_or_default();
         let mut engines = [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD].into_iter();
@@ -223,7 +223,7 @@ pub fn token(data: &[u8]) {
     match serve::auth::judge(&headers, audience, account, now_s) {
         Err(detail) => assert!(!detail.contains(char::is_control), "{detail:?} is for the log"),
         Ok(signed) => {
-            // Read anew, in another way.
+            // Decoded a second time, in another way.
             let (parameters, claims) = signed.split_once('.').expect("two parts");
             let object = |part: &str| -> Value {
                 serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).expect("base64url")).expect("JSON")

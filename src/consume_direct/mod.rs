@@ -172,7 +172,7 @@ async fn warm_all(
     }
 }
 
-/// Copies of a batch's records with their receipts. What was skipped, and told by the consumer, is done with at once.
+/// Copies of a batch's records with their receipts. Ranges that were skipped, which the consumer has logged, count as accepted at once.
 fn records(batch: &RecordBatch, commit: &CommitHandle) -> Vec<(Receipt, Record)> {
     for SkippedRange { partition, assignment, first, last, .. } in batch.skipped() {
         let (partition, assignment, first, last) = (*partition, *assignment, *first, *last);

@@ -42,7 +42,7 @@ const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(12);
 /// How long, and for how many bytes, the client may go on sending what nobody wants any more.
 const LINGER_LIMIT: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
-/// How long a connection that rests stays open once its client has been told to leave: HTTP/2 clients end it themselves.
+/// How long an idle connection stays open once its client was asked to close it: HTTP/2 clients close it themselves.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// How often the limits are checked.
 const TICK: Duration = Duration::from_secs(1);
@@ -100,7 +100,7 @@ impl Life {
         Exchange { life: self.clone(), is_post, is_unsent: false }
     }
 
-    /// Waits until the server's end is this connection's too. HTTP/2 clients are told to leave as soon as the server
+    /// Waits until the server's end is this connection's too. HTTP/2 clients get GOAWAY as soon as the server
     /// drains. Another connection is closed only once it rests at the end; a new one, perhaps out of the backlog, has a
     /// second for the request that it came for. Its state is looked at when this is called, not while it waits.
     async fn ended(&self, ending: &Ending) {

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_stands_still_holds_up_nobody_and_what_is_lost_is_counted() {
+    fn a_blocked_output_delays_no_caller_and_lost_lines_are_counted() {
         let (slow, may, took) = Slow::new();
         let queue = LogQueue::start(slow);
         let long = vec![b'x'; 1 << 20];

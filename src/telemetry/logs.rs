@@ -27,7 +27,7 @@ use super::status::AboveStatusLine;
 /// The target under which outcomes are logged.
 pub(super) const OUTCOME: &str = "cdnwarm::outcome";
 
-/// Where lines go that nobody waits for. One per process, as there is one standard output.
+/// The queue of log lines; adding a line never blocks. One per process, as there is one standard output.
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// The queue of log lines, and their format.

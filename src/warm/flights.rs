@@ -53,7 +53,7 @@ impl<T> Flight<'_, T> {
     /// Where its result goes: one caller makes it, and the others wait. Where the caller leaves that makes it, the next one
     /// begins anew.
     pub(super) fn cell(&self) -> &OnceCell<T> {
-        self.cell.as_ref().expect("nobody takes it before the end")
+        self.cell.as_ref().expect("only the end takes it")
     }
 
     fn leave(&mut self) -> Option<Arc<OnceCell<T>>> {

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_committed_is_sent_again_and_told_once_in_a_while() {
+    fn what_was_not_committed_is_sent_again_and_logged_once_in_thirty_seconds() {
         let mut stand = Stand::new();
         stand.accept();
         let mut told = 0;

@@ -58,7 +58,7 @@ impl GroupClient {
             _ => self.consumer.assign(&list),
         };
         assigned.context("taking the assigned partitions")?;
-        // One that was paused when it was taken away would stay paused for ever.
+        // A partition that was paused when it was revoked would otherwise stay paused.
         self.consumer.resume(&list).context("resuming the assigned partitions")
     }
 

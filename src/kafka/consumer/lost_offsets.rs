@@ -82,7 +82,7 @@ impl Poller {
             tracing::warn!(?at, "{topic}/{partition}: {reason}, at another offset; going on from {next}");
             return self.group.seek(partition, next, self.assignment.positions());
         }
-        let anew = if recreated { "the topic was made anew, and " } else { "" };
+        let anew = if recreated { "the topic was recreated, and " } else { "" };
         let what = format!("{anew}it holds {low} to {high} now ({reason})");
         let lost_offsets = LostOffsets { topic: topic.clone(), partition, next, what };
         if self.starts.on_lost == OnLostOffsets::Stop {
@@ -130,7 +130,7 @@ mod tests {
             // Out of nowhere, while ours is there: in the middle, or the next to come.
             (5, Some(900), 0, 10, true),
             (10, Some(900), 0, 10, true),
-            // Ours was asked for, or nobody knows which.
+            // The answer is for our request, or names no partition.
             (5, Some(5), 0, 10, false),
             (5, Some(-1), 0, 10, false),
             (5, None, 0, 10, false),

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_consumer_polls_and_stays_in_its_group_while_nothing_comes_or_nobody_takes_what_comes() {
+    async fn a_consumer_polls_and_stays_in_its_group_while_idle_and_while_no_batch_is_taken() {
         const MAX_POLL_INTERVAL: Duration = Duration::from_secs(3);
         let limits = [
             ("session.timeout.ms", "3000"),

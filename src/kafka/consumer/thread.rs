@@ -133,7 +133,7 @@ impl Poller {
         })
     }
 
-    /// Polls until stopped, then lets the role finish, commits and leaves the group. What ends it otherwise is told first.
+    /// Polls until stopped, then lets the role finish, commits and leaves the group. Any other end is reported first.
     pub(super) fn run(mut self, failure: oneshot::Sender<anyhow::Error>) {
         let ended = self.poll_until_stopped();
         let failed = ended.is_err();

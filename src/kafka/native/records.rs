@@ -42,7 +42,7 @@ impl<C: ConsumerContext> Records<C> {
 
     /// Has the records of a partition come here. To be called before the partition is assigned, so that none of them comes
     /// elsewhere, and again from time to time: a stop of the partition that ends late takes the route away, and until it
-    /// is set anew the partition's records wait where they are, in their order.
+    /// is set again the partition's records wait where they are, in their order.
     pub(in crate::kafka) fn route(&self, partition: i32) {
         // SAFETY: the client lives; the partition's queue is a reference of ours, given up at once.
         unsafe {
