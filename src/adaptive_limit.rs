@@ -176,6 +176,14 @@ mod tests {
     }
 
     #[test]
+    fn one_fast_answer_at_first_makes_later_answers_not_slow() {
+        let (mut limit, now) = (host(), Instant::now());
+        in_full_use(&mut limit, Duration::from_millis(1), 1, now);
+        in_full_use(&mut limit, Duration::from_millis(150), 1_000, now);
+        assert_eq!(limit.get(), 256, "one answer is not the lowest mean");
+    }
+
+    #[test]
     fn hits_and_misses_mixed_are_no_crowd() {
         let (mut limit, now) = (host(), Instant::now());
         for _ in 0..10_000 {
